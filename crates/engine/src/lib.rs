@@ -1,0 +1,18 @@
+//! What every execution engine is to the rest of Ringer: the traits [`Engine`], [`Vm`], [`Vcpu`], what a
+//! processor calls down into ([`CpuIo`]), the interrupt fabric ([`IrqChip`]), how a processor is kicked
+//! ([`StopToken`]) and the machine's time ([`VmClock`]).
+#![forbid(unsafe_code)]
+
+mod clock;
+mod cpu_io;
+mod irq;
+mod stop;
+mod vcpu;
+mod vm;
+
+pub use clock::VmClock;
+pub use cpu_io::{CpuIo, Pending};
+pub use irq::IrqChip;
+pub use stop::StopToken;
+pub use vcpu::{Exit, Stats, Vcpu};
+pub use vm::{Engine, EngineError, Probe, Vm, VmParams};

@@ -1,0 +1,88 @@
+//! [`Engine`] and [`Vm`]: what can run guests here.
+
+use crate::{StopToken, Vcpu};
+use ringer_arch::cpu::CpuModel;
+use ringer_memory::GuestMemory;
+use std::sync::Arc;
+use thiserror::Error;
+
+/// What an engine cannot do.
+#[derive(Debug, Error)]
+pub enum EngineError {
+    /// The host lacks what the engine needs.
+    #[error("engine {engine} cannot run here: {why}")]
+    Unavailable {
+        /// Its name.
+        engine: &'static str,
+        /// One clause that names what is missing.
+        why: String,
+    },
+    /// A state that no processor can be in.
+    #[error("not a processor state: {0}")]
+    BadState(&'static str),
+    /// The host refused something.
+    #[error("engine {engine}: {what} failed")]
+    Host {
+        /// Its name.
+        engine: &'static str,
+        /// What was tried.
+        what: &'static str,
+        /// The host's error.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// Result of an engine's functional probe.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Probe {
+    /// It runs guests; measured guest instructions per second.
+    Works {
+        /// Guest instructions per second of a short loop.
+        rate: f64,
+    },
+    /// It does not, for this reason (one clause).
+    Missing(String),
+}
+
+/// What a machine's engine is created from. Fixed for the life of the machine.
+#[derive(Clone, Debug)]
+pub struct VmParams {
+    /// Guest RAM.
+    pub memory: GuestMemory,
+    /// What the processors are.
+    pub cpu: Arc<CpuModel>,
+    /// How many processors, at least 1.
+    pub vcpus: u32,
+    /// Host time at which the machine was started, for [`Stats::first_user_ns`](crate::Stats::first_user_ns).
+    pub started: std::time::Instant,
+}
+
+/// Something that can run guests on this host.
+pub trait Engine: Send + Sync {
+    /// The name that `--engine` takes.
+    fn name(&self) -> &'static str;
+    /// Runs a short guest loop and says at what rate; not just "is the device node there".
+    fn probe(&self) -> Probe;
+    /// Whether this engine knows an optional request by name. False by default, so that an engine which has never
+    /// heard of a feature cannot ignore it silently.
+    fn recognizes(&self, feature: &str) -> bool {
+        let _ = feature;
+        false
+    }
+    /// Creates the engine's side of a machine.
+    ///
+    /// # Errors
+    /// [`EngineError::Unavailable`], [`EngineError::Host`].
+    fn create_vm(&self, params: VmParams) -> Result<Box<dyn Vm>, EngineError>;
+}
+
+/// The engine's side of one machine.
+pub trait Vm: Send + Sync {
+    /// Creates processor `index` (0 is the boot processor; also its APIC id), in its reset state. `stop` is the token
+    /// that `run` will be given.
+    ///
+    /// # Errors
+    /// [`EngineError::Host`].
+    fn create_vcpu(&self, index: u32, stop: StopToken) -> Result<Box<dyn Vcpu>, EngineError>;
+}

@@ -1,0 +1,19 @@
+//! Guest RAM: one memfd, mapped once, with a flag byte, a code bitmap and a code version for each 4 KiB page.
+//!
+//! Every writer to guest RAM that is not a processor's own fast path goes through [`GuestMemory`], which marks
+//! pages dirty and drops decoded or translated code. A processor's fast path (a soft-TLB entry) may write
+//! without telling as long as the page is [`PageFlags::DIRTY`] and not [`PageFlags::CODE`].
+
+mod error;
+mod flags;
+mod guest;
+pub mod raw;
+
+pub use error::MemoryError;
+pub use flags::PageFlags;
+pub use guest::{GuestMemory, Region, HIGH_START, LOW_LIMIT, MAX_RAM};
+
+/// Bytes in a guest page, the unit of flags and versions.
+pub const PAGE_SIZE: u64 = 4096;
+/// Bytes covered by one bit of a page's code bitmap.
+pub const GRANULE: u64 = 64;
