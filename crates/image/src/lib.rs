@@ -1,1 +1,5 @@
-//! Part of Ringer.
+//! What a guest starts from: kernels of several formats, their loaders, and guest images.
+#![forbid(unsafe_code)]
+
+pub mod boot;
+pub mod kernel;

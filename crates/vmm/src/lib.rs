@@ -1,1 +1,3 @@
 //! Part of Ringer.
+
+pub mod acpi;

@@ -1,0 +1,1 @@
+//! Kernel files: what they are, and what is in them.
