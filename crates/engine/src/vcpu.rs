@@ -1,12 +1,12 @@
 //! [`Vcpu`]: one processor under an engine.
 
-use crate::{CpuIo, EngineError, StopToken};
+use crate::EngineError;
 use ringer_arch::VcpuState;
 
-/// Why a processor stopped. I/O is not among the reasons: it goes down through [`CpuIo`].
+/// Why a processor stopped. I/O is not among the reasons: it goes down through [`CpuIo`](crate::CpuIo).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Exit {
-    /// [`StopToken::STOP`] was raised; the processor stands at an instruction boundary.
+    /// [`StopToken::STOP`](crate::StopToken::STOP) was raised; the processor stands at an instruction boundary.
     Stopped,
     /// A fault while delivering a double fault: the machine resets.
     TripleFault,
@@ -41,9 +41,9 @@ pub struct Stats {
 
 /// One processor. Lives on one thread while it runs, may move between runs.
 pub trait Vcpu: Send {
-    /// Runs guest code until something stops the processor. Polls `stop` between blocks, sleeps on it in HLT and while
-    /// waiting for a SIPI. May be called again after [`Exit::Stopped`].
-    fn run(&mut self, io: &dyn CpuIo, stop: &StopToken) -> Exit;
+    /// Runs guest code until something stops the processor. Polls its [`StopToken`](crate::StopToken) between blocks,
+    /// sleeps on it in HLT and while waiting for a SIPI. May be called again after [`Exit::Stopped`].
+    fn run(&mut self) -> Exit;
     /// The architectural state. Only between runs.
     fn state(&self) -> VcpuState;
     /// Replaces the architectural state. Only between runs.

@@ -1,6 +1,6 @@
 //! [`Engine`] and [`Vm`]: what can run guests here.
 
-use crate::{StopToken, Vcpu};
+use crate::{CpuIo, StopToken, Vcpu};
 use ringer_arch::cpu::CpuModel;
 use ringer_memory::GuestMemory;
 use std::sync::Arc;
@@ -79,10 +79,15 @@ pub trait Engine: Send + Sync {
 
 /// The engine's side of one machine.
 pub trait Vm: Send + Sync {
-    /// Creates processor `index` (0 is the boot processor; also its APIC id), in its reset state. `stop` is the token
-    /// that `run` will be given.
+    /// Creates processor `index` (0 is the boot processor; also its APIC id), in its reset state. `io` is the machine
+    /// as it sees it, `stop` how others get its attention: both are its own for life.
     ///
     /// # Errors
     /// [`EngineError::Host`].
-    fn create_vcpu(&self, index: u32, stop: StopToken) -> Result<Box<dyn Vcpu>, EngineError>;
+    fn create_vcpu(
+        &self,
+        index: u32,
+        io: Arc<dyn CpuIo>,
+        stop: StopToken,
+    ) -> Result<Box<dyn Vcpu>, EngineError>;
 }

@@ -59,8 +59,11 @@ impl GuestMemory {
         }
         let span = if size > low { high_end } else { low };
         let parts: Vec<_> = regions.iter().map(|r| (r.gpa, r.size)).collect();
-        let mapping = Mapping::new(span, GUARD, &parts)
-            .map_err(|(what, source)| MemoryError::Host { size, what, source })?;
+        let mapping = Mapping::new(span, GUARD, &parts).map_err(|(what, source)| MemoryError::Host {
+            size,
+            what,
+            source,
+        })?;
         let pages = (span / PAGE_SIZE) as usize;
         Ok(GuestMemory(Arc::new(Inner {
             mapping,
@@ -190,7 +193,9 @@ impl GuestMemory {
     /// Sets `bits` in the flags of the page at `gpa` and returns the flags before.
     #[inline]
     pub fn set_page_flags(&self, gpa: u64, bits: u8) -> PageFlags {
-        PageFlags(self.0.flags.get((gpa / PAGE_SIZE) as usize).map_or(0, |f| f.fetch_or(bits, Ordering::SeqCst)))
+        PageFlags(
+            self.0.flags.get((gpa / PAGE_SIZE) as usize).map_or(0, |f| f.fetch_or(bits, Ordering::SeqCst)),
+        )
     }
 
     /// Clears `bits` in the flags of the page at `gpa` and returns the flags before.
