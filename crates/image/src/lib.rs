@@ -2,4 +2,8 @@
 #![forbid(unsafe_code)]
 
 pub mod boot;
+mod error;
 pub mod kernel;
+mod source;
+
+pub use error::ImageError;
