@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod boot;
+pub mod debian;
 mod error;
 pub mod kernel;
 mod source;
