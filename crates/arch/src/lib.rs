@@ -5,6 +5,7 @@
 pub mod cpu;
 pub mod exception;
 pub mod msr;
+pub mod paging;
 pub mod regs;
 pub mod seg;
 pub mod state;

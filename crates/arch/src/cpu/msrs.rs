@@ -121,7 +121,7 @@ fn mtrrs(t: &mut Vec<ModelMsr>, phys_bits: u32) {
     const VALID: u64 = 1 << 11;
     const FIXED_ON: u64 = 1 << 10;
     const ON: u64 = 1 << 11;
-    let page_bits = (1u64 << phys_bits.min(52)) - 1 & !0xfff;
+    let page_bits = ((1u64 << phys_bits.min(52)) - 1) & !0xfff;
     t.push(fixed(msr::MTRR_CAP, 8 | 1 << 8 | 1 << 10));
     t.push(ModelMsr {
         index: msr::MTRR_DEF_TYPE,
@@ -156,7 +156,7 @@ fn intel(t: &mut Vec<ModelMsr>, features: FeatureSet) {
 }
 
 fn amd(t: &mut Vec<ModelMsr>, phys_bits: u32) {
-    let top = (1u64 << phys_bits.min(52)) - 1 & !0x7f_ffff;
+    let top = ((1u64 << phys_bits.min(52)) - 1) & !0x7f_ffff;
     t.extend([
         // Patch level, bits 31:0.
         ignores(msr::BIOS_SIGN_ID, 0x0a10_1154),

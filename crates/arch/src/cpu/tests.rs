@@ -247,7 +247,7 @@ fn msrs_take_what_hardware_takes() {
     for m in [&i, &a] {
         assert!(m.msrs.windows(2).all(|w| w[0].index < w[1].index));
         for e in &m.msrs {
-            assert_eq!(e.write(e.reset, e.reset).is_some(), true, "{:#x}", e.index);
+            assert!(e.write(e.reset, e.reset).is_some(), "{:#x}", e.index);
         }
         let pat = m.msr(msr::PAT).unwrap();
         assert_eq!(pat.reset, 0x0007_0406_0007_0406);
