@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod cpu;
+pub mod desc;
 pub mod exception;
 pub mod msr;
 pub mod paging;

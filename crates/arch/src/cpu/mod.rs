@@ -29,12 +29,14 @@ pub struct CpuidLeaf {
 /// A processor model: its name, all of its CPUID leaves, and the MSRs that belong to it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct CpuModel {
-    /// The name that `--cpu` takes.
-    pub name: String,
-    /// The leaves. What depends on the processor or on its state ([`CpuidDynamic`]) is zero here.
-    pub leaves: Vec<CpuidLeaf>,
-    /// MSRs that only hold a value, by number.
-    pub msrs: Vec<ModelMsr>,
+    name: String,
+    leaves: Vec<CpuidLeaf>,
+    msrs: Vec<ModelMsr>,
+    /// What the leaves and MSRs say, for quick answers.
+    features: FeatureSet,
+    phys_bits: u32,
+    linear_bits: u32,
+    vendor: Vendor,
 }
 
 /// Whose rules the processor follows where the vendors differ.
@@ -56,6 +58,52 @@ impl Vendor {
 }
 
 impl CpuModel {
+    /// A model of its parts. What depends on the processor or on its state ([`CpuidDynamic`]) is zero in `leaves`.
+    #[must_use]
+    pub fn from_parts(name: String, leaves: Vec<CpuidLeaf>, mut msrs: Vec<ModelMsr>) -> CpuModel {
+        msrs.sort_by_key(|m| m.index);
+        let mut model = CpuModel {
+            name,
+            leaves,
+            msrs,
+            features: FeatureSet::EMPTY,
+            phys_bits: 0,
+            linear_bits: 0,
+            vendor: Vendor::Intel,
+        };
+        for &f in Feature::all() {
+            if model.reports(f) {
+                model.features.insert(f);
+            }
+        }
+        let sizes = model.leaf(0x8000_0008, 0)[0];
+        model.phys_bits = (sizes & 0xff).clamp(36, 52);
+        model.linear_bits = if model.has(Feature::LA57) { 57 } else { 48 };
+        // EBX: "Auth" of AuthenticAMD.
+        if model.leaf(0, 0)[1] == u32::from_le_bytes(*b"Auth") {
+            model.vendor = Vendor::Amd;
+        }
+        model
+    }
+
+    /// The name that `--cpu` takes.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The CPUID leaves without their dynamic parts.
+    #[must_use]
+    pub fn leaves(&self) -> &[CpuidLeaf] {
+        &self.leaves
+    }
+
+    /// MSRs that only hold a value, by number.
+    #[must_use]
+    pub fn msrs(&self) -> &[ModelMsr] {
+        &self.msrs
+    }
+
     /// The static part of an answer; zeros where the model has no such leaf.
     #[must_use]
     pub fn leaf(&self, leaf: u32, subleaf: u32) -> [u32; 4] {
@@ -63,9 +111,7 @@ impl CpuModel {
         self.leaves.iter().find(hit).map_or([0; 4], |l| l.regs)
     }
 
-    /// Whether the model has a feature. Searches: keep the answer where speed counts.
-    #[must_use]
-    pub fn has(&self, f: Feature) -> bool {
+    fn reports(&self, f: Feature) -> bool {
         let word = match f.word() {
             Word::Cpuid { leaf, subleaf, reg } => {
                 u64::from(self.leaf(leaf, subleaf.unwrap_or(0))[reg as usize])
@@ -75,23 +121,23 @@ impl CpuModel {
         word >> f.bit() & 1 != 0
     }
 
+    /// Whether the model has a feature.
+    #[must_use]
+    #[inline]
+    pub fn has(&self, f: Feature) -> bool {
+        self.features.has(f)
+    }
+
     /// All features of the model.
     #[must_use]
     pub fn features(&self) -> FeatureSet {
-        let mut s = FeatureSet::EMPTY;
-        for &f in Feature::all() {
-            if self.has(f) {
-                s.insert(f);
-            }
-        }
-        s
+        self.features
     }
 
     /// Whose rules the processor follows.
     #[must_use]
     pub fn vendor(&self) -> Vendor {
-        // EBX: "Auth" of AuthenticAMD.
-        if self.leaf(0, 0)[1] == u32::from_le_bytes(*b"Auth") { Vendor::Amd } else { Vendor::Intel }
+        self.vendor
     }
 
     /// CPUID.1:EAX, which RDX holds after reset: family, model and stepping.
@@ -102,14 +148,15 @@ impl CpuModel {
 
     /// Bits of a guest-physical address, 36 to 52.
     #[must_use]
+    #[inline]
     pub fn max_phys_bits(&self) -> u32 {
-        self.leaf(0x8000_0008, 0)[0] & 0xff
+        self.phys_bits
     }
 
     /// Bits of a linear address: 48, or 57 when the model has 5-level paging.
     #[must_use]
     pub fn max_linear_bits(&self) -> u32 {
-        self.leaf(0x8000_0008, 0)[0] >> 8 & 0xff
+        self.linear_bits
     }
 
     /// The bits that may be 1 in CR4; setting another one is #GP(0) (Intel SDM vol. 3A §2.5).

@@ -92,7 +92,7 @@ const fn holds(index: u32, reset: u64, writable: u64, ignored: u64) -> ModelMsr 
     ModelMsr { index, reset, rule: MsrRule::Bits { writable, ignored } }
 }
 
-/// All MSRs of a model, by number.
+/// All MSRs of a model.
 pub(super) fn table(vendor: Vendor, features: FeatureSet, phys_bits: u32) -> Vec<ModelMsr> {
     let mut t = vec![
         ModelMsr { index: msr::PAT, reset: 0x0007_0406_0007_0406, rule: MsrRule::Pat },
@@ -109,7 +109,6 @@ pub(super) fn table(vendor: Vendor, features: FeatureSet, phys_bits: u32) -> Vec
         Vendor::Amd => amd(&mut t, phys_bits),
     }
     speculation(&mut t, features);
-    t.sort_by_key(|m| m.index);
     t
 }
 

@@ -145,7 +145,7 @@ fn build(name: &str, features: FeatureSet, id: &Identity) -> CpuModel {
     let mut b = Builder { features, leaves: Vec::new() };
     b.basic(id);
     b.extended(id);
-    CpuModel { name: name.to_owned(), leaves: b.leaves, msrs }
+    CpuModel::from_parts(name.to_owned(), b.leaves, msrs)
 }
 
 /// One cache as leaves 4 and 0x8000001D describe it: EAX type and level, ways, sets. Lines are 64 bytes.

@@ -245,8 +245,8 @@ fn masks() {
 fn msrs_take_what_hardware_takes() {
     let (i, a) = (model("x86-64-v3", Vendor::Intel), model("x86-64-v3", Vendor::Amd));
     for m in [&i, &a] {
-        assert!(m.msrs.windows(2).all(|w| w[0].index < w[1].index));
-        for e in &m.msrs {
+        assert!(m.msrs().windows(2).all(|w| w[0].index < w[1].index));
+        for e in m.msrs() {
             assert!(e.write(e.reset, e.reset).is_some(), "{:#x}", e.index);
         }
         let pat = m.msr(msr::PAT).unwrap();
