@@ -11,6 +11,8 @@ mod placement;
 mod pvh;
 mod sector;
 mod state;
+#[cfg(test)]
+mod tests;
 
 pub use initrd::Initrd;
 pub use memmap::{MapEntry, MapKind, memory_map};

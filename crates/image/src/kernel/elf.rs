@@ -12,6 +12,8 @@ use std::ops::Range;
 /// `XEN_ELFNOTE_PHYS32_ENTRY`, name "Xen": the 32-bit physical entry point of the PVH protocol
 /// (Xen public header elfnote.h).
 const XEN_ELFNOTE_PHYS32_ENTRY: u64 = 18;
+/// The most program headers accepted; kernels have about five.
+const MAX_HEADERS: usize = 512;
 
 /// A run of bytes to be placed at a physical address, and the zeroes after it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -75,6 +77,10 @@ impl ElfImage {
             pvh_entry: None,
             is_linux: false,
         };
+        let count = file.segments().map_or(0, |s| s.len());
+        if count > MAX_HEADERS {
+            return Err(src.damaged(format!("it has {count} program headers, more than {MAX_HEADERS}")));
+        }
         for ph in file.segments().into_iter().flatten() {
             match ph.p_type {
                 abi::PT_LOAD if ph.p_memsz > 0 => {

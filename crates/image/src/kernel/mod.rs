@@ -4,6 +4,8 @@ mod bzimage;
 mod elf;
 mod foreign;
 mod multiboot;
+#[cfg(test)]
+mod tests;
 mod unpack;
 
 pub use bzimage::{BzImage, Payload};
