@@ -1,13 +1,34 @@
 //! What the command line may say.
 
 use clap::{Args, Parser, Subcommand};
+use ringer_vmm::parse_size;
+use std::ffi::OsString;
+use std::path::PathBuf;
 
 /// Ringer could not do what was asked: bad input, or the host refused.
 pub const EXIT_ERROR: u8 = 125;
+/// The guest died, or ended without saying how its command did.
+pub const EXIT_GUEST_DIED: u8 = 126;
+/// The command line cannot be understood.
+pub const EXIT_USAGE: u8 = 2;
+/// Added to the number of the signal that ended Ringer.
+pub const EXIT_SIGNAL: u8 = 128;
+
+const STATUSES: &str = "\
+Exit status:
+  0        the guest powered off, or was left with Ctrl-A x
+  N        the status of COMMAND; or, after a write of v to the debug-exit port 0xf4, (v << 1) | 1
+  2        the command line cannot be understood
+  125      Ringer could not do what was asked; one sentence on standard error says why
+  126      the guest died, or ended before COMMAND did
+  128 + N  Ringer was ended by signal N";
+
+const KEYS: &str = "\
+On a terminal, all keys go to the guest but Ctrl-A: Ctrl-A x leaves, Ctrl-A h lists the others.";
 
 /// A virtual machine monitor that needs no hardware virtualization.
 #[derive(Debug, Parser)]
-#[command(name = "ringer", version, about, arg_required_else_help = true)]
+#[command(name = "ringer", version, about, arg_required_else_help = true, disable_help_subcommand = true)]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
@@ -15,8 +36,57 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Run a virtual machine
+    #[command(after_help = format!("{KEYS}\n\n{STATUSES}"))]
+    Run(Box<RunArgs>),
+    /// List the engines, with what each does on this host or why it cannot run
+    Engines,
     /// Make a guest ahead of time and print where its kernel and initramfs are
     Fetch(FetchArgs),
+    /// Ringer's own: restores the terminal if its parent dies
+    #[command(name = crate::watcher::NAME, hide = true)]
+    RestoreTerminal,
+}
+
+/// `ringer run`
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Kernel: bzImage, ELF vmlinux, multiboot image or boot sector [default: Debian's cloud kernel, fetched once]
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+    /// Initial RAM disk; the only module of a multiboot kernel
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
+    /// Kernel command line; added to Ringer's own for its guests, else "console=ttyS0" if not given
+    #[arg(long, value_name = "TEXT")]
+    pub cmdline: Option<String>,
+    /// Which of Ringer's guests: cloud, amd64, rt or installer
+    #[arg(long, value_name = "NAME", default_value = "cloud", conflicts_with = "kernel")]
+    pub guest: String,
+    /// Processors, 1 to 254
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub cpus: u32,
+    /// Memory, as in 512M or 2G
+    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = parse_size)]
+    pub memory: u64,
+    /// Processor model: host, x86-64-v2 or x86-64-v3, then ,+FEATURE or ,-FEATURE
+    #[arg(long, value_name = "MODEL", default_value = "host")]
+    pub cpu: String,
+    /// Engine: auto, or a name that `ringer engines` lists
+    #[arg(long, value_name = "NAME", default_value = "auto")]
+    pub engine: String,
+    /// Boot protocol: auto, pvh, linux64, linux32, multiboot or sector
+    #[arg(long, value_name = "NAME", default_value = "auto")]
+    pub boot: String,
+    /// What a triple fault does: exit, or reset as on a real machine
+    #[arg(long, value_name = "ACTION", default_value = "exit", value_parser = ["exit", "reset"])]
+    pub triple_fault: String,
+    /// Print what the processors did when the machine ends
+    #[arg(long)]
+    pub stats: bool,
+    /// Command to run in the guest instead of a shell (Ringer's guests, or an --initrd that `ringer fetch` made)
+    #[arg(last = true, value_name = "COMMAND")]
+    pub command: Vec<OsString>,
 }
 
 /// `ringer fetch`

@@ -1,3 +1,17 @@
-//! Part of Ringer.
+//! The machine: [`VmSpec`] (what it is to be), [`Machine`] (memory, processors' threads and devices, from power-up to its
+//! [`Outcome`]), the choice of an engine, and the firmware tables.
+#![forbid(unsafe_code)]
 
 pub mod acpi;
+mod engines;
+mod error;
+mod machine;
+mod platform;
+mod spec;
+mod vcpus;
+
+pub use engines::{Choice, choose, cpu_model, engines};
+pub use error::VmmError;
+pub use machine::{Control, Machine, MachineHandle, Outcome};
+pub use platform::{SerialInput, SerialSides};
+pub use spec::{DEFAULT_MEMORY, MAX_CPUS, MIN_MEMORY, OnReset, SpecError, VmSpec, parse_size, show_size};

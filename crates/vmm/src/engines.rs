@@ -1,0 +1,112 @@
+//! Which engines there are, and which one a machine gets.
+
+use crate::VmmError;
+use ringer_arch::cpu::{CpuModel, FeatureSet};
+use ringer_engine::{Engine, Probe};
+
+/// An engine and why it was taken.
+pub struct Choice {
+    /// The engine.
+    pub engine: Box<dyn Engine>,
+    /// One clause.
+    pub why: String,
+}
+
+/// All engines of this build, best first.
+#[must_use]
+pub fn engines() -> Vec<Box<dyn Engine>> {
+    Vec::new()
+}
+
+/// The engine called `name`, or, for `auto`, the first that works here.
+///
+/// # Errors
+/// [`VmmError::UnknownEngine`], [`VmmError::NoEngine`].
+pub fn choose(name: &str) -> Result<Choice, VmmError> {
+    choose_from(engines(), name)
+}
+
+fn choose_from(engines: Vec<Box<dyn Engine>>, name: &str) -> Result<Choice, VmmError> {
+    let names = || engines.iter().map(|e| e.name()).collect::<Vec<_>>().join(", ");
+    if name != "auto" {
+        let names = names();
+        let engine = engines.into_iter().find(|e| e.name() == name);
+        let engine = engine.ok_or_else(|| VmmError::UnknownEngine { name: name.to_owned(), names })?;
+        return Ok(Choice { engine, why: "it was asked for".to_owned() });
+    }
+    let mut passed = Vec::new();
+    for engine in engines {
+        match engine.probe() {
+            Probe::Works { rate } => {
+                let speed = format!("{:.0} million instructions a second", rate / 1e6);
+                let why = if passed.is_empty() {
+                    format!("the fastest that this build has, at {speed}")
+                } else {
+                    format!("{speed}; {}", passed.join("; "))
+                };
+                return Ok(Choice { engine, why });
+            }
+            Probe::Missing(why) => passed.push(format!("not {}: {why}", engine.name())),
+        }
+    }
+    Err(VmmError::NoEngine(passed.join("; ")))
+}
+
+/// Makes the processor model called `name`.
+///
+/// # Errors
+/// [`VmmError::Cpu`].
+pub fn cpu_model(name: &str) -> Result<CpuModel, VmmError> {
+    let host = |leaf, subleaf| {
+        let r = std::arch::x86_64::__cpuid_count(leaf, subleaf);
+        [r.eax, r.ebx, r.ecx, r.edx]
+    };
+    Ok(CpuModel::named(name, &host, &FeatureSet::software(&host))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ringer_engine::{EngineError, Vm, VmParams};
+
+    struct Fake(&'static str, Probe);
+
+    impl Engine for Fake {
+        fn name(&self) -> &'static str {
+            self.0
+        }
+        fn probe(&self) -> Probe {
+            self.1.clone()
+        }
+        fn create_vm(&self, _: VmParams) -> Result<Box<dyn Vm>, EngineError> {
+            Err(EngineError::BadState("fake"))
+        }
+    }
+
+    fn fakes() -> Vec<Box<dyn Engine>> {
+        vec![
+            Box::new(Fake("kvm", Probe::Missing("/dev/kvm is missing".into()))),
+            Box::new(Fake("interpreter", Probe::Works { rate: 5e7 })),
+        ]
+    }
+
+    #[test]
+    fn auto_says_what_it_passed_over() {
+        let c = choose_from(fakes(), "auto").unwrap();
+        assert_eq!(c.engine.name(), "interpreter");
+        assert_eq!(c.why, "50 million instructions a second; not kvm: /dev/kvm is missing");
+    }
+
+    #[test]
+    fn names_are_exact() {
+        assert_eq!(choose_from(fakes(), "kvm").unwrap().engine.name(), "kvm");
+        let e = choose_from(fakes(), "warp").map(|_| ()).unwrap_err().to_string();
+        assert_eq!(e, "no engine is called \"warp\": choose auto, kvm, interpreter");
+    }
+
+    #[test]
+    fn models() {
+        assert!(cpu_model("x86-64-v2").is_ok());
+        assert!(cpu_model("z80").unwrap_err().to_string().contains("z80"));
+    }
+}

@@ -1,0 +1,243 @@
+//! [`Machine`]: a virtual machine from power-up to its end.
+
+#[cfg(test)]
+mod tests;
+
+use crate::acpi;
+use crate::platform::{MachinePlatform, SerialInput, SerialSides};
+use crate::vcpus::Vcpus;
+use crate::{OnReset, VmSpec, VmmError, engines};
+use ringer_arch::VcpuState;
+use ringer_arch::cpu::CpuModel;
+use ringer_devices::{MachineEvent, MachineEvents};
+use ringer_engine::{Engine, Exit, Stats, VmParams};
+use ringer_image::boot::{self, BootConfig, Initrd};
+use ringer_image::kernel::Kernel;
+use ringer_memory::GuestMemory;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+/// How a machine ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// The guest powered it off.
+    PowerOff,
+    /// The guest reset it, and the spec says that this ends it.
+    Reset,
+    /// The guest wrote to the debug-exit port: this status.
+    DebugExit(u8),
+    /// A processor met a triple fault, and the spec says that this ends it.
+    TripleFault,
+    /// Its owner stopped it.
+    Stopped,
+}
+
+/// What a running machine is told, by its devices, its processors' threads and its owner.
+#[derive(Debug)]
+pub(crate) enum Message {
+    Device(MachineEvent),
+    /// The thread of a processor is about to end; `run` says of which start.
+    Vcpu {
+        index: u32,
+        run: u64,
+    },
+    Control(Control),
+}
+
+/// What an owner may ask of a running machine.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Control {
+    /// Stand still; time stands still too.
+    Pause,
+    /// Go on.
+    Resume,
+    /// As the reset button.
+    Reset,
+    /// End.
+    Stop,
+}
+
+/// Asks things of a machine from other threads. What comes after its end is dropped.
+#[derive(Clone, Debug)]
+pub struct MachineHandle(Sender<Message>);
+
+impl MachineHandle {
+    /// Asks; returns at once.
+    pub fn ask(&self, c: Control) {
+        let _ended = self.0.send(Message::Control(c));
+    }
+}
+
+/// Devices' events, onto the machine's channel.
+struct Events(Mutex<Sender<Message>>);
+
+impl MachineEvents for Events {
+    fn event(&self, event: MachineEvent) {
+        let _ended = self.0.lock().unwrap_or_else(PoisonError::into_inner).send(Message::Device(event));
+    }
+}
+
+/// A machine, made but not yet started.
+pub struct Machine {
+    spec: VmSpec,
+    cpu: Arc<CpuModel>,
+    memory: GuestMemory,
+    kernel: Kernel,
+    initrd: Option<Initrd>,
+    platform: MachinePlatform,
+    vcpus: Vcpus,
+    messages: Receiver<Message>,
+    sender: Sender<Message>,
+}
+
+impl Machine {
+    /// Makes the machine that `spec` asks for on `engine`, with its serial lines connected to `serial`. `started` is
+    /// when the user asked for it.
+    ///
+    /// # Errors
+    /// [`VmmError`].
+    pub fn new(
+        spec: VmSpec,
+        engine: &dyn Engine,
+        serial: SerialSides,
+        started: Instant,
+    ) -> Result<Machine, VmmError> {
+        spec.check()?;
+        let cpu = Arc::new(engines::cpu_model(&spec.cpu)?);
+        let kernel = Kernel::open(&spec.kernel)?;
+        let initrd = open_initrd(&spec)?;
+        let memory = GuestMemory::new(spec.memory)?;
+        let vm = engine.create_vm(VmParams {
+            memory: memory.clone(),
+            cpu: Arc::clone(&cpu),
+            vcpus: spec.cpus,
+            started,
+        })?;
+        let (sender, messages) = channel();
+        let events = Arc::new(Events(Mutex::new(sender.clone())));
+        let platform = MachinePlatform::new(&spec, &memory, events, serial)?;
+        let vcpus = Vcpus::new(vm.as_ref(), platform.processors(), sender.clone())?;
+        let mut machine = Machine { spec, cpu, memory, kernel, initrd, platform, vcpus, messages, sender };
+        machine.power_up()?;
+        Ok(machine)
+    }
+
+    /// A handle for other threads.
+    #[must_use]
+    pub fn handle(&self) -> MachineHandle {
+        MachineHandle(self.sender.clone())
+    }
+
+    /// The serial line `index` (0 is COM1), for feeding input.
+    #[must_use]
+    pub fn serial(&self, index: usize) -> Option<SerialInput> {
+        self.platform.serial(index)
+    }
+
+    /// What the kernel file is, in a few words.
+    #[must_use]
+    pub fn kernel(&self) -> String {
+        self.kernel.describe()
+    }
+
+    /// What each processor has done.
+    #[must_use]
+    pub fn stats(&self) -> Vec<Stats> {
+        self.vcpus.stats()
+    }
+
+    /// Loads the kernel and the firmware's tables and puts all processors into the state that they start in.
+    fn power_up(&mut self) -> Result<(), VmmError> {
+        let config = BootConfig {
+            protocol: self.spec.protocol,
+            cmdline: &self.spec.cmdline,
+            initrd: self.initrd.as_ref(),
+            rsdp: Some(acpi::RSDP),
+            signature: self.cpu.signature(),
+        };
+        let loaded = boot::load(&self.kernel, &self.memory, &config)?;
+        self.platform.write_tables(&self.memory, &self.cpu, self.spec.cpus)?;
+        self.vcpus.set_states(|i| {
+            if i == 0 { loaded.vcpu.clone() } else { VcpuState::reset(self.cpu.signature(), false) }
+        })
+    }
+
+    /// Runs the machine until it ends, on this thread and one for each processor.
+    ///
+    /// # Errors
+    /// [`VmmError::Panicked`], [`VmmError::Host`], or what a restart met.
+    pub fn run(&mut self) -> Result<Outcome, VmmError> {
+        self.resume()?;
+        let ended = self.serve();
+        let stopped = self.pause();
+        let outcome = ended?;
+        stopped?;
+        Ok(outcome)
+    }
+
+    fn serve(&mut self) -> Result<Outcome, VmmError> {
+        loop {
+            // The sender in self keeps the channel open.
+            let Ok(message) = self.messages.recv() else { return Ok(Outcome::Stopped) };
+            match message {
+                Message::Device(MachineEvent::PowerOff) => return Ok(Outcome::PowerOff),
+                Message::Device(MachineEvent::DebugExit(status)) => return Ok(Outcome::DebugExit(status)),
+                Message::Device(MachineEvent::Reset) => {
+                    if self.spec.on_reset == OnReset::Exit {
+                        return Ok(Outcome::Reset);
+                    }
+                    self.reset()?;
+                }
+                Message::Control(Control::Stop) => return Ok(Outcome::Stopped),
+                Message::Control(Control::Reset) => self.reset()?,
+                Message::Control(Control::Pause) => self.pause()?,
+                Message::Control(Control::Resume) => self.resume()?,
+                Message::Vcpu { index, run } => {
+                    if self.vcpus.reap(index, run)? == Some(Exit::TripleFault) {
+                        if self.spec.on_triple_fault == OnReset::Exit {
+                            return Ok(Outcome::TripleFault);
+                        }
+                        self.reset()?;
+                    }
+                }
+            }
+        }
+    }
+
+    fn pause(&mut self) -> Result<(), VmmError> {
+        let stopped = self.vcpus.stop();
+        self.platform.pause();
+        stopped
+    }
+
+    fn resume(&mut self) -> Result<(), VmmError> {
+        if self.vcpus.running() {
+            return Ok(());
+        }
+        self.platform.resume();
+        self.vcpus.start()
+    }
+
+    /// Everything as at power-up, then on.
+    fn reset(&mut self) -> Result<(), VmmError> {
+        self.pause()?;
+        // What processors and devices said before the reset has been overtaken by it; what the owner said has not.
+        let kept: Vec<_> = self.messages.try_iter().filter(|m| matches!(m, Message::Control(_))).collect();
+        for m in kept {
+            let _open = self.sender.send(m);
+        }
+        self.platform.reset();
+        self.power_up()?;
+        self.resume()
+    }
+}
+
+fn open_initrd(spec: &VmSpec) -> Result<Option<Initrd>, VmmError> {
+    let file = spec.initrd.as_deref().map(Initrd::open).transpose()?;
+    Ok(match (file, &spec.extra_initrd) {
+        (Some(f), Some(extra)) => Some(f.with(extra.clone())),
+        (None, Some(extra)) => Some(Initrd::from_bytes("the session's initramfs", extra.clone())),
+        (file, None) => file,
+    })
+}
