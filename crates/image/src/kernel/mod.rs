@@ -63,9 +63,6 @@ impl Kernel {
     /// # Errors
     /// As [`open`](Self::open), except for reading.
     pub fn parse(name: &str, bytes: Vec<u8>) -> Result<Kernel, ImageError> {
-        if bytes.is_empty() {
-            return Err(ImageError::Empty { role: "kernel", name: name.to_owned() });
-        }
         let bytes = match Compression::detect(&bytes) {
             Some(c) => c.unpack(&bytes, 0, MAX_UNPACKED).map_err(|source| ImageError::Unpack {
                 name: name.to_owned(),
@@ -74,6 +71,10 @@ impl Kernel {
             })?,
             None => bytes,
         };
+        // A packed file may hold nothing.
+        if bytes.is_empty() {
+            return Err(ImageError::Empty { role: "kernel", name: name.to_owned() });
+        }
         let src = Source { name, bytes: &bytes };
         let format = parse_format(src)?;
         Ok(Kernel { name: name.to_owned(), bytes, format })
@@ -137,7 +138,7 @@ fn parse_format(src: Source) -> Result<Format, ImageError> {
         return Ok(Format::Multiboot(Multiboot::parse(src, at, None)?));
     }
     let len = src.bytes.len();
-    if len.is_multiple_of(512) && len <= MAX_BOOT_SECTOR && src.bytes[510..512] == [0x55, 0xaa] {
+    if len.is_multiple_of(512) && len <= MAX_BOOT_SECTOR && src.bytes.get(510..512) == Some(&[0x55, 0xaa]) {
         return Ok(Format::BootSector);
     }
     Err(foreign::refuse(src))

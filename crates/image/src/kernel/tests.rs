@@ -118,6 +118,7 @@ fn kernels_for_other_machines_are_named() {
 #[test]
 fn what_is_no_kernel_is_named() {
     assert!(refusal(Vec::new()).contains("is empty"));
+    assert!(refusal(samples::pack(Compression::Gzip, &[])).contains("is empty"));
     assert!(refusal(b"MZ".repeat(100)).contains("cut off"));
     assert!(refusal(b"070701 and so on".repeat(100)).contains("a cpio archive"));
     assert!(refusal(b"#!/bin/sh\nexit 0\n".to_vec()).contains("a script"));

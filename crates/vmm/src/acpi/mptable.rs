@@ -8,7 +8,7 @@ const EBDA_SIZE: usize = 0x400;
 const POINTER: usize = 16;
 const HEADER: usize = 44;
 const LAPIC_VERSION: u8 = 0x14;
-const IOAPIC_VERSION: u8 = 0x11;
+const IOAPIC_VERSION: u8 = 0x20;
 const ISA_BUS: u8 = 0;
 const ALL_APICS: u8 = 0xff;
 

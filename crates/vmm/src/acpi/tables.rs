@@ -55,6 +55,8 @@ pub(super) fn fadt(facs: u32, dsdt: u32) -> Vec<u8> {
     /// Latencies in microseconds above which C2 (100) and C3 (1000) are taken as missing.
     const NO_C2: u16 = 0xfff;
     const NO_C3: u16 = 0xfff;
+    /// The century's place in CMOS RAM.
+    const CENTURY: u8 = 0x32;
     // The power button is fixed hardware (flag clear), the sleep button is missing (flag set), and the clock's
     // alarm cannot wake through fixed hardware (flag set).
     let mut t = FADTBuilder::new(OEM, OEM_TABLE, OEM_REVISION)
@@ -82,6 +84,7 @@ pub(super) fn fadt(facs: u32, dsdt: u32) -> Vec<u8> {
     t.x_gpe0_blk = io(GPE0, 32, AccessSize::ByteAccess);
     t.p_lvl2_lat = NO_C2.into();
     t.p_lvl3_lat = NO_C3.into();
+    t.century = CENTURY;
     t.iapc_boot_arch = (LEGACY_DEVICES | KEYBOARD_CONTROLLER | VGA_NOT_PRESENT).into();
     t.reset_reg = io(RESET_PORT, 8, AccessSize::ByteAccess);
     t.reset_value = RESET_VALUE;
