@@ -221,15 +221,18 @@ impl GuestMemory {
     /// Declares that code of `gpa..gpa+len` (within one page) is about to be decoded, and returns the version to
     /// file it under. Call before reading the bytes. Writes that go through this type from now on raise the
     /// version. Writes through a soft TLB do so only after those entries are dropped: if the returned flag is
-    /// true, some processor may hold one, and the code must not be trusted until all have been flushed.
+    /// true, the page has only now become CODE and some processor may hold one; the code must not be trusted until
+    /// all have been flushed.
     #[must_use]
     pub fn mark_code(&self, gpa: u64, len: u64) -> (u32, bool) {
         let page = (gpa / PAGE_SIZE) as usize;
         let Some(granules) = self.0.granules.get(page) else { return (0, false) };
         let bits = granule_bits(gpa % PAGE_SIZE, len);
+        let mut newly = false;
         loop {
             granules.fetch_or(bits, Ordering::SeqCst);
-            self.0.flags[page].fetch_or(PageFlags::CODE, Ordering::SeqCst);
+            let before = self.0.flags[page].fetch_or(PageFlags::CODE, Ordering::SeqCst);
+            newly |= !PageFlags(before).has(PageFlags::CODE);
             let version = self.0.versions[page].load(Ordering::SeqCst);
             // A writer that raced with us clears the bits before it raises the version: if they still stand
             // after the version was read, a later write will see them.
@@ -237,7 +240,7 @@ impl GuestMemory {
                 && PageFlags(self.0.flags[page].load(Ordering::SeqCst)).has(PageFlags::CODE)
             {
                 let cached = PageFlags(self.0.flags[page].load(Ordering::SeqCst)).has(PageFlags::WCACHED);
-                return (version, cached);
+                return (version, newly && cached);
             }
         }
     }
@@ -358,6 +361,8 @@ mod tests {
         let m = GuestMemory::new(1 << 20).unwrap();
         assert!(!m.mark_code(0x2000, 1).1);
         m.set_page_flags(0x2000, PageFlags::WCACHED);
+        assert!(!m.mark_code(0x2000, 1).1, "was code already");
+        m.store::<u8>(0x2000, 0).unwrap();
         assert!(m.mark_code(0x2000, 1).1);
     }
 

@@ -1,0 +1,256 @@
+//! Arithmetic on the host's own ALU, with its flags: an unsafe room (inline assembly without memory).
+//!
+//! Guest arithmetic flags are kept as the value that `lahf; seto al` leaves in AX: SF ZF 0 AF 0 PF 1 CF in bits 15..8
+//! and OF in bit 0. Running the very instruction on the host makes results and flags (the architecturally
+//! undefined ones too) equal to the host's by construction.
+
+use ringer_arch::regs::rflags;
+
+/// Bits of the flag image.
+#[allow(missing_docs)]
+pub mod fl {
+    pub const OF: u16 = 1;
+    pub const CF: u16 = 0x100;
+    pub const PF: u16 = 0x400;
+    pub const AF: u16 = 0x1000;
+    pub const ZF: u16 = 0x4000;
+    pub const SF: u16 = 0x8000;
+    pub const ALL: u16 = OF | CF | PF | AF | ZF | SF;
+}
+
+/// The arithmetic bits of RFLAGS that a flag image stands for.
+#[must_use]
+#[inline]
+pub fn flags_to_rflags(f: u16) -> u64 {
+    u64::from(f >> 8 & 0xd5) | u64::from(f & 1) << 11
+}
+
+/// The flag image of RFLAGS.
+#[must_use]
+#[inline]
+pub fn flags_from_rflags(r: u64) -> u16 {
+    ((r & (rflags::ARITH & 0xff)) << 8) as u16 | (r >> 11 & 1) as u16 | 0x200
+}
+
+/// Evaluates condition code `CC` (the low four bits of Jcc's opcode) on a flag image.
+#[must_use]
+#[inline(always)]
+pub fn cond<const CC: u8>(f: u16) -> bool {
+    let v = match CC >> 1 {
+        0 => f & fl::OF != 0,
+        1 => f & fl::CF != 0,
+        2 => f & fl::ZF != 0,
+        3 => f & (fl::CF | fl::ZF) != 0,
+        4 => f & fl::SF != 0,
+        5 => f & fl::PF != 0,
+        6 => (f >> 15 ^ f) & 1 != 0,
+        _ => (f >> 15 ^ f) & 1 != 0 || f & fl::ZF != 0,
+    };
+    v != (CC & 1 != 0)
+}
+
+/// [`cond`] with the condition known at run time only.
+#[must_use]
+pub fn cond_dyn(cc: u8, f: u16) -> bool {
+    match cc & 15 {
+        0 => cond::<0>(f),
+        1 => cond::<1>(f),
+        2 => cond::<2>(f),
+        3 => cond::<3>(f),
+        4 => cond::<4>(f),
+        5 => cond::<5>(f),
+        6 => cond::<6>(f),
+        7 => cond::<7>(f),
+        8 => cond::<8>(f),
+        9 => cond::<9>(f),
+        10 => cond::<10>(f),
+        11 => cond::<11>(f),
+        12 => cond::<12>(f),
+        13 => cond::<13>(f),
+        14 => cond::<14>(f),
+        _ => cond::<15>(f),
+    }
+}
+
+/// The host's ALU for one operand size.
+pub trait Alu: ringer_memory::raw::GuestInt + PartialEq {
+    /// Bits.
+    const BITS: u32 = Self::SIZE as u32 * 8;
+    #[allow(missing_docs)]
+    fn add(a: Self, b: Self) -> (Self, u16);
+    #[allow(missing_docs)]
+    fn sub(a: Self, b: Self) -> (Self, u16);
+    #[allow(missing_docs)]
+    fn and(a: Self, b: Self) -> (Self, u16);
+    #[allow(missing_docs)]
+    fn or(a: Self, b: Self) -> (Self, u16);
+    #[allow(missing_docs)]
+    fn xor(a: Self, b: Self) -> (Self, u16);
+    /// With CF of the image in.
+    fn adc(a: Self, b: Self, f: u16) -> (Self, u16);
+    /// With CF of the image in.
+    fn sbb(a: Self, b: Self, f: u16) -> (Self, u16);
+    /// Keeps CF of the image.
+    fn inc(a: Self, f: u16) -> (Self, u16);
+    /// Keeps CF of the image.
+    fn dec(a: Self, f: u16) -> (Self, u16);
+    #[allow(missing_docs)]
+    fn neg(a: Self) -> (Self, u16);
+    /// Shift or rotate number `OP` (ModRM.reg of the group: ROL ROR RCL RCR SHL SHR SAL SAR) by CL.
+    fn shift<const OP: u8>(a: Self, cl: u8, f: u16) -> (Self, u16);
+}
+
+macro_rules! bin {
+    ($name:ident, $ins:literal, $reg:ident, $m:literal) => {
+        #[inline(always)]
+        fn $name(a: Self, b: Self) -> (Self, u16) {
+            let (r, f);
+            // SAFETY: register-only arithmetic.
+            unsafe {
+                core::arch::asm!(concat!($ins, " {a", $m, "}, {b", $m, "}"), "lahf", "seto al",
+                    a = inout($reg) a => r, b = in($reg) b, out("ax") f, options(pure, nomem, nostack));
+            }
+            (r, f)
+        }
+    };
+}
+macro_rules! carry {
+    ($name:ident, $ins:literal, $reg:ident, $m:literal) => {
+        #[inline(always)]
+        fn $name(a: Self, b: Self, f: u16) -> (Self, u16) {
+            let (r, g);
+            // SAFETY: register-only arithmetic.
+            unsafe {
+                core::arch::asm!("bt {f:e}, 8", concat!($ins, " {a", $m, "}, {b", $m, "}"), "lahf", "seto al",
+                    f = in(reg) u32::from(f), a = inout($reg) a => r, b = in($reg) b, out("ax") g,
+                    options(pure, nomem, nostack));
+            }
+            (r, g)
+        }
+    };
+}
+macro_rules! un {
+    ($name:ident, $ins:literal, $reg:ident, $m:literal) => {
+        #[inline(always)]
+        fn $name(a: Self, f: u16) -> (Self, u16) {
+            let (r, g);
+            // SAFETY: register-only arithmetic.
+            unsafe {
+                core::arch::asm!("bt {f:e}, 8", concat!($ins, " {a", $m, "}"), "lahf", "seto al",
+                    f = in(reg) u32::from(f), a = inout($reg) a => r, out("ax") g, options(pure, nomem, nostack));
+            }
+            (r, g)
+        }
+    };
+}
+macro_rules! shifts {
+    ($reg:ident, $m:literal, $($op:literal $ins:literal),*) => {
+        #[inline(always)]
+        fn shift<const OP: u8>(a: Self, cl: u8, f: u16) -> (Self, u16) {
+            let (r, g);
+            match OP {
+                $($op => {
+                    // SAFETY: register-only arithmetic; `add al, 127` and `sahf` put the image's flags in place first, for a
+                    // count of zero leaves all of them and rotates leave most.
+                    unsafe {
+                        core::arch::asm!("add al, 127", "sahf", concat!($ins, " {a", $m, "}, cl"), "lahf", "seto al",
+                            a = inout($reg) a => r, in("cl") cl, inout("ax") f => g, options(pure, nomem, nostack));
+                    }
+                })*
+                _ => return (a, f),
+            }
+            (r, g)
+        }
+    };
+}
+macro_rules! alu {
+    ($t:ty, $reg:ident, $m:literal) => {
+        impl Alu for $t {
+            bin!(add, "add", $reg, $m);
+            bin!(sub, "sub", $reg, $m);
+            bin!(and, "and", $reg, $m);
+            bin!(or, "or", $reg, $m);
+            bin!(xor, "xor", $reg, $m);
+            carry!(adc, "adc", $reg, $m);
+            carry!(sbb, "sbb", $reg, $m);
+            un!(inc, "inc", $reg, $m);
+            un!(dec, "dec", $reg, $m);
+            #[inline(always)]
+            fn neg(a: Self) -> (Self, u16) {
+                let (r, f);
+                // SAFETY: register-only arithmetic.
+                unsafe {
+                    core::arch::asm!(concat!("neg {a", $m, "}"), "lahf", "seto al",
+                        a = inout($reg) a => r, out("ax") f, options(pure, nomem, nostack));
+                }
+                (r, f)
+            }
+            shifts!($reg, $m, 0 "rol", 1 "ror", 2 "rcl", 3 "rcr", 4 "shl", 5 "shr", 6 "shl", 7 "sar");
+        }
+    };
+}
+alu!(u8, reg_byte, "");
+alu!(u16, reg, ":x");
+alu!(u32, reg, ":e");
+alu!(u64, reg, ":r");
+
+macro_rules! double_shift {
+    ($name:ident, $ins:literal) => {
+        /// SHLD or SHRD of `a` with bits of `b` by `cl`, for an operand of 2, 4 or 8 bytes (flags of the image in).
+        #[must_use]
+        pub fn $name(size: u32, a: u64, b: u64, cl: u8, f: u16) -> (u64, u16) {
+            let (r, g);
+            // SAFETY: register-only arithmetic, flags prepared as in `shift`.
+            unsafe {
+                match size {
+                    2 => core::arch::asm!("add al, 127", "sahf", concat!($ins, " {a:x}, {b:x}, cl"), "lahf", "seto al",
+                        a = inout(reg) a => r, b = in(reg) b, in("cl") cl, inout("ax") f => g, options(pure, nomem, nostack)),
+                    4 => core::arch::asm!("add al, 127", "sahf", concat!($ins, " {a:e}, {b:e}, cl"), "lahf", "seto al",
+                        a = inout(reg) a => r, b = in(reg) b, in("cl") cl, inout("ax") f => g, options(pure, nomem, nostack)),
+                    _ => core::arch::asm!("add al, 127", "sahf", concat!($ins, " {a:r}, {b:r}, cl"), "lahf", "seto al",
+                        a = inout(reg) a => r, b = in(reg) b, in("cl") cl, inout("ax") f => g, options(pure, nomem, nostack)),
+                }
+            }
+            (r, g)
+        }
+    };
+}
+double_shift!(shld, "shld");
+double_shift!(shrd, "shrd");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flag_images_round_trip() {
+        for bits in 0..64u64 {
+            let r = bits & 1 | (bits & 2) << 1 | (bits & 4) << 2 | (bits & 8) << 3 | (bits & 16) << 3 | (bits & 32) << 6;
+            assert_eq!(flags_to_rflags(flags_from_rflags(r)), r);
+        }
+    }
+
+    #[test]
+    fn add_sets_flags() {
+        let (r, f) = u8::add(0x7f, 1);
+        assert_eq!((r, f & fl::ALL), (0x80, fl::OF | fl::SF | fl::AF));
+        let (r, f) = u64::add(u64::MAX, 1);
+        assert_eq!((r, f & fl::ALL), (0, fl::CF | fl::ZF | fl::AF | fl::PF));
+        assert_eq!(u32::adc(1, 1, fl::CF).0, 3);
+        assert_eq!(u16::inc(0xffff, fl::CF).1 & fl::CF, fl::CF);
+    }
+
+    #[test]
+    fn shift_by_zero_keeps_flags() {
+        for f in [0x200, fl::ALL | 0x200, fl::OF | 0x200, fl::CF | 0x200] {
+            assert_eq!(u32::shift::<4>(5, 0, f), (5, f));
+            assert_eq!(u32::shift::<0>(5, 32, f), (5, f));
+        }
+    }
+
+    #[test]
+    fn conditions() {
+        assert!(cond::<0xc>(fl::SF) && !cond::<0xc>(fl::SF | fl::OF) && cond::<0xe>(fl::ZF));
+        assert!(cond_dyn(0xf, 0) && !cond_dyn(0xf, fl::ZF) && cond_dyn(6, fl::CF));
+    }
+}

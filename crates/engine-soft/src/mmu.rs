@@ -1,0 +1,742 @@
+//! The soft MMU: per-processor TLBs in front of the page walker. An unsafe room: a TLB hit dereferences host memory.
+//!
+//! An entry's tags are linear page addresses; `lin - tag <= 4096 - size` tests the page and the crossing at once.
+//! Invariant that every `unsafe` here rests on: a tag that can match belongs to an entry whose `addend` maps that
+//! whole linear page onto one page of guest RAM, which stays mapped as long as the `GuestMemory` that this `Mmu` holds.
+
+use crate::cpu::{Cpu, Fault, Mode, R};
+use ringer_arch::exception::{Exception, pf, vector};
+use ringer_arch::paging::{self, Access, PagingMode};
+use ringer_arch::regs::{cr0, cr4, efer, rflags};
+use ringer_memory::raw::{self, GuestInt};
+use ringer_memory::{GuestMemory, PAGE_SIZE, PageFlags};
+
+/// Entries of one table.
+pub const ENTRIES: usize = 1024;
+/// Address spaces (PCIDs) that keep their entries while others run.
+const SLOTS: usize = 6;
+/// Tables a slot: supervisor, supervisor with user data accessible (AC set), user.
+const MODES: usize = 3;
+const KERNEL: usize = 0;
+const KERNEL_AC: usize = 1;
+const USER: usize = 2;
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Entry {
+    read: u64,
+    write: u64,
+    fetch: u64,
+    addend: u64,
+}
+
+struct Table {
+    entries: Box<[Entry; ENTRIES]>,
+    /// Indexes that may be live, each once.
+    live: Vec<u16>,
+    is_live: Box<[bool; ENTRIES]>,
+    global: Box<[bool; ENTRIES]>,
+    /// Some live entry is a piece of a large page: INVLPG must drop all its pieces.
+    large: bool,
+}
+
+/// A tag that cannot match at `index`: a page that belongs to another index.
+fn invalid(index: usize) -> u64 {
+    ((index ^ 1) as u64) << 12
+}
+
+fn index_of(lin: u64) -> usize {
+    (lin >> 12) as usize & (ENTRIES - 1)
+}
+
+impl Table {
+    fn new() -> Table {
+        let mut entries = Box::new([Entry { read: 0, write: 0, fetch: 0, addend: 0 }; ENTRIES]);
+        for (i, e) in entries.iter_mut().enumerate() {
+            let t = invalid(i);
+            *e = Entry { read: t, write: t, fetch: t, addend: 0 };
+        }
+        Table {
+            entries,
+            live: Vec::with_capacity(ENTRIES),
+            is_live: Box::new([false; ENTRIES]),
+            global: Box::new([false; ENTRIES]),
+            large: false,
+        }
+    }
+
+    fn drop_entry(&mut self, i: usize) {
+        let t = invalid(i);
+        let e = &mut self.entries[i];
+        (e.read, e.write, e.fetch) = (t, t, t);
+    }
+
+    fn flush(&mut self, keep_global: bool) {
+        let mut live = std::mem::take(&mut self.live);
+        live.retain(|&i| {
+            let i = i as usize;
+            if keep_global && self.global[i] {
+                return true;
+            }
+            self.drop_entry(i);
+            self.is_live[i] = false;
+            false
+        });
+        self.large &= !live.is_empty();
+        self.live = live;
+    }
+
+    fn flush_writes(&mut self) {
+        for &i in &self.live {
+            self.entries[i as usize].write = invalid(i as usize);
+        }
+    }
+}
+
+/// The soft TLBs of one processor.
+pub struct Mmu {
+    /// Entries of the table in force.
+    cur: *mut Entry,
+    memory: GuestMemory,
+    base: u64,
+    tables: Vec<Table>,
+    /// Never filled: in force while alignment checks are on, so that every access takes the slow path.
+    empty: Table,
+    slot_pcid: [u64; SLOTS],
+    slot_used: [u64; SLOTS],
+    slot_gen: [u64; SLOTS],
+    slot: usize,
+    mode: usize,
+    next_gen: u64,
+    tick: u64,
+}
+
+// SAFETY: `cur` points into `tables` or `empty`, which the same value owns on the heap; nothing is tied to a thread.
+unsafe impl Send for Mmu {}
+
+impl Mmu {
+    /// Empty TLBs over `memory`.
+    #[must_use]
+    pub fn new(memory: GuestMemory) -> Mmu {
+        let mut tables: Vec<Table> = (0..SLOTS * MODES).map(|_| Table::new()).collect();
+        let cur = tables[0].entries.as_mut_ptr();
+        let base = memory.host_base() as u64;
+        Mmu {
+            cur,
+            memory,
+            base,
+            tables,
+            empty: Table::new(),
+            slot_pcid: [u64::MAX; SLOTS],
+            slot_used: [0; SLOTS],
+            slot_gen: [0; SLOTS],
+            slot: 0,
+            mode: 0,
+            next_gen: 1,
+            tick: 0,
+        }
+    }
+
+    /// Guest RAM.
+    #[must_use]
+    pub fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    /// A number that changes whenever a linear address may have come to mean another instruction: what caches that are keyed
+    /// by linear address are tagged with.
+    #[must_use]
+    #[inline]
+    pub fn generation(&self) -> u64 {
+        self.slot_gen[self.slot]
+    }
+
+    fn fresh_gen(&mut self) -> u64 {
+        self.next_gen += 1;
+        self.next_gen
+    }
+
+    fn select(&mut self, mode: Option<usize>) {
+        self.cur = match mode {
+            None => self.empty.entries.as_mut_ptr(),
+            Some(m) => {
+                self.mode = m;
+                self.tables[self.slot * MODES + m].entries.as_mut_ptr()
+            }
+        };
+    }
+
+    /// Makes the address space `pcid` current, taking over the least recently used slot if it has none.
+    fn switch(&mut self, pcid: u64) {
+        self.tick += 1;
+        let slot = match self.slot_pcid.iter().position(|&p| p == pcid) {
+            Some(s) => s,
+            None => {
+                let s = (0..SLOTS).min_by_key(|&s| self.slot_used[s]).unwrap_or(0);
+                self.slot_pcid[s] = pcid;
+                self.flush_slot(s, false);
+                s
+            }
+        };
+        self.slot = slot;
+        self.slot_used[slot] = self.tick;
+    }
+
+    fn flush_slot(&mut self, slot: usize, keep_global: bool) {
+        for t in &mut self.tables[slot * MODES..(slot + 1) * MODES] {
+            t.flush(keep_global);
+        }
+        self.slot_gen[slot] = self.fresh_gen();
+    }
+
+    /// Drops every entry of every address space.
+    pub fn flush_all(&mut self) {
+        for s in 0..SLOTS {
+            self.flush_slot(s, false);
+        }
+    }
+
+    /// Drops the entries of the current address space that are not global.
+    pub fn flush_current(&mut self) {
+        self.flush_slot(self.slot, true);
+    }
+
+    /// Drops the entries of address space `pcid` that are not global.
+    pub fn flush_pcid(&mut self, pcid: u64) {
+        if let Some(s) = self.slot_pcid.iter().position(|&p| p == pcid) {
+            self.flush_slot(s, true);
+        }
+    }
+
+    /// Drops all entries that are not global.
+    pub fn flush_nonglobal(&mut self) {
+        for s in 0..SLOTS {
+            self.flush_slot(s, true);
+        }
+    }
+
+    /// Drops what maps linear address `lin`, in all address spaces (more than INVLPG must, never less).
+    pub fn flush_page(&mut self, lin: u64) {
+        let i = index_of(lin);
+        let page = lin & !0xfff;
+        for t in &mut self.tables {
+            if t.large {
+                t.flush(false);
+                t.large = false;
+            } else {
+                let e = &t.entries[i];
+                if e.read == page || e.write == page || e.fetch == page {
+                    t.drop_entry(i);
+                }
+            }
+        }
+        for s in 0..SLOTS {
+            self.slot_gen[s] = self.fresh_gen();
+        }
+    }
+
+    /// Drops all fast write entries: pages may have become code, or clean.
+    pub fn flush_writes(&mut self) {
+        for t in &mut self.tables {
+            t.flush_writes();
+        }
+    }
+
+    /// Drops fast write entries to the RAM page at `gpa`.
+    pub fn flush_writes_to(&mut self, gpa: u64) {
+        let host = self.base.wrapping_add(gpa & !0xfff);
+        for t in &mut self.tables {
+            for &i in &t.live {
+                let e = &mut t.entries[i as usize];
+                if e.write.wrapping_add(e.addend) == host {
+                    e.write = invalid(i as usize);
+                }
+            }
+        }
+    }
+
+    fn fill(&mut self, table: usize, lin: u64, gpa: u64, rights: Rights) {
+        let i = index_of(lin);
+        let page = lin & !0xfff;
+        let t = &mut self.tables[table];
+        if !t.is_live[i] {
+            t.is_live[i] = true;
+            t.live.push(i as u16);
+        }
+        t.large |= rights.large;
+        t.global[i] = rights.global;
+        let addend = self.base.wrapping_add(gpa & !0xfff).wrapping_sub(page);
+        let no = invalid(i);
+        let pick = |yes: bool| if yes { page } else { no };
+        t.entries[i] =
+            Entry { read: pick(rights.read), write: pick(rights.write), fetch: pick(rights.fetch), addend };
+    }
+}
+
+/// What a new TLB entry permits on the fast path.
+#[derive(Clone, Copy)]
+struct Rights {
+    read: bool,
+    write: bool,
+    fetch: bool,
+    global: bool,
+    large: bool,
+}
+
+/// The page walker's view of guest RAM.
+struct PhysView<'a>(&'a GuestMemory);
+
+impl paging::PhysMemory for PhysView<'_> {
+    fn load_u64(&self, gpa: u64) -> Option<u64> {
+        self.0.load(gpa).ok()
+    }
+    fn load_u32(&self, gpa: u64) -> Option<u32> {
+        self.0.load(gpa).ok()
+    }
+    fn compare_exchange_u64(&self, gpa: u64, old: u64, new: u64) -> Option<u64> {
+        self.0.compare_exchange(gpa, old, new).ok()
+    }
+    fn compare_exchange_u32(&self, gpa: u64, old: u32, new: u32) -> Option<u32> {
+        // The half of the aligned quadword that holds the entry; the other half must stay as it is.
+        let q = gpa & !7;
+        let shift = (gpa & 4) * 8;
+        loop {
+            let cur: u64 = self.0.load(q).ok()?;
+            let half = (cur >> shift) as u32;
+            if half != old {
+                return Some(half);
+            }
+            let want = cur & !(0xffff_ffff << shift) | u64::from(new) << shift;
+            if self.0.compare_exchange(q, cur, want).ok()? == cur {
+                return Some(old);
+            }
+        }
+    }
+}
+
+/// What kind of access is translated.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Acc {
+    /// Data read.
+    Read,
+    /// Data write.
+    Write,
+    /// Instruction fetch.
+    Fetch,
+}
+
+impl Cpu {
+    /// Puts the soft TLB in force that CPL, RFLAGS.AC, CR0, CR4 and CR3 call for.
+    pub(crate) fn select_tlb(&mut self) {
+        let pcid = if self.cr4 & cr4::PCIDE != 0 { self.cr3 & 0xfff } else { 0 };
+        if self.mmu.slot_pcid[self.mmu.slot] != pcid {
+            self.mmu.switch(pcid);
+        }
+        let mode = if self.cpl == 3 {
+            USER
+        } else if self.cr4 & cr4::SMAP == 0 || self.sysflags & rflags::AC != 0 {
+            KERNEL_AC
+        } else {
+            KERNEL
+        };
+        let checked = self.alignment_checked();
+        self.mmu.select(Some(mode));
+        if checked {
+            self.mmu.select(None);
+        }
+    }
+
+    /// Whether misaligned data accesses raise #AC now.
+    #[must_use]
+    pub fn alignment_checked(&self) -> bool {
+        self.cpl == 3 && self.cr0 & cr0::AM != 0 && self.sysflags & rflags::AC != 0
+    }
+
+    /// Loads from linear address `lin` as this processor's program would.
+    ///
+    /// # Errors
+    /// The fault that the access raises.
+    #[inline(always)]
+    pub fn load<T: GuestInt>(&mut self, lin: u64) -> R<T> {
+        // SAFETY: `cur` points to ENTRIES entries; the index is masked.
+        let e = unsafe { &*self.mmu.cur.add(index_of(lin)) };
+        if lin.wrapping_sub(e.read) <= PAGE_SIZE - T::SIZE {
+            // SAFETY: the tag matched: the invariant of this module.
+            return Ok(unsafe { T::load(lin.wrapping_add(e.addend) as *const u8) });
+        }
+        self.load_slow(lin)
+    }
+
+    /// Stores to linear address `lin` as this processor's program would.
+    ///
+    /// # Errors
+    /// The fault that the access raises; nothing is written then.
+    #[inline(always)]
+    pub fn store<T: GuestInt>(&mut self, lin: u64, v: T) -> R<()> {
+        // SAFETY: as in `load`.
+        let e = unsafe { &*self.mmu.cur.add(index_of(lin)) };
+        if lin.wrapping_sub(e.write) <= PAGE_SIZE - T::SIZE {
+            // SAFETY: as in `load`.
+            unsafe { T::store(lin.wrapping_add(e.addend) as *mut u8, v) };
+            return Ok(());
+        }
+        self.store_slow(lin, v)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn load_slow<T: GuestInt>(&mut self, lin: u64) -> R<T> {
+        self.check_alignment(lin, T::SIZE)?;
+        let mut buf = [0; 8];
+        self.access(lin, T::SIZE as usize, false, |cpu, gpa, at, n| cpu.phys_read(gpa, &mut buf[at..at + n]))?;
+        Ok(T::of_u64(u64::from_le_bytes(buf)))
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn store_slow<T: GuestInt>(&mut self, lin: u64, v: T) -> R<()> {
+        self.check_alignment(lin, T::SIZE)?;
+        self.write_bytes_unchecked(lin, &v.to_u64().to_le_bytes()[..T::SIZE as usize])
+    }
+
+    fn check_alignment(&mut self, lin: u64, size: u64) -> R<()> {
+        if self.alignment_checked() && !lin.is_multiple_of(size) {
+            return Err(self.raise(Exception::coded(vector::AC, 0)));
+        }
+        Ok(())
+    }
+
+    /// Raises #AC if alignment is checked and `lin` is not a multiple of `align`.
+    ///
+    /// # Errors
+    /// #AC.
+    pub fn require_alignment(&mut self, lin: u64, align: u64) -> R<()> {
+        self.check_alignment(lin, align)
+    }
+
+    /// The linear address `n` bytes on, wrapped as the mode wraps it.
+    #[must_use]
+    pub fn lin_add(&self, lin: u64, n: u64) -> u64 {
+        let l = lin.wrapping_add(n);
+        if self.mode == Mode::Long { l } else { l & 0xffff_ffff }
+    }
+
+    /// Splits `lin..+len` (at most a page long) at a page boundary, translates both parts before either is touched.
+    fn access(
+        &mut self,
+        lin: u64,
+        len: usize,
+        write: bool,
+        mut f: impl FnMut(&mut Cpu, u64, usize, usize),
+    ) -> R<()> {
+        self.stats.tlb_slow += 1;
+        let acc = if write { Acc::Write } else { Acc::Read };
+        let room = (PAGE_SIZE - lin % PAGE_SIZE) as usize;
+        let g1 = self.translate(lin, acc)?;
+        if len <= room {
+            self.watch(lin, len as u64, write);
+            f(self, g1, 0, len);
+        } else {
+            let next = self.lin_add(lin, room as u64);
+            let g2 = self.translate(next, acc)?;
+            self.watch(lin, len as u64, write);
+            f(self, g1, 0, room);
+            f(self, g2, room, len - room);
+        }
+        Ok(())
+    }
+
+    /// Reads bytes at a linear address, at most a page long.
+    ///
+    /// # Errors
+    /// The fault that the access raises.
+    pub fn read_bytes(&mut self, lin: u64, buf: &mut [u8]) -> R<()> {
+        let len = buf.len();
+        if let Some(p) = self.fast_ptr(lin, len as u64, false) {
+            // SAFETY: `fast_ptr` matched a tag for all of the bytes.
+            unsafe { raw::copy_out(p, buf) };
+            return Ok(());
+        }
+        self.access(lin, len, false, |cpu, gpa, at, n| cpu.phys_read(gpa, &mut buf[at..at + n]))
+    }
+
+    /// Writes bytes at a linear address, at most a page long: all of them or none.
+    ///
+    /// # Errors
+    /// The fault that the access raises.
+    pub fn write_bytes(&mut self, lin: u64, buf: &[u8]) -> R<()> {
+        if let Some(p) = self.fast_ptr(lin, buf.len() as u64, true) {
+            // SAFETY: `fast_ptr` matched a tag for all of the bytes.
+            unsafe { raw::copy_in(p.cast_mut(), buf) };
+            return Ok(());
+        }
+        self.write_bytes_unchecked(lin, buf)
+    }
+
+    fn write_bytes_unchecked(&mut self, lin: u64, buf: &[u8]) -> R<()> {
+        self.access(lin, buf.len(), true, |cpu, gpa, at, n| cpu.phys_write(gpa, &buf[at..at + n]))
+    }
+
+    /// Makes sure that `lin..+len` (at most a page) can be written.
+    ///
+    /// # Errors
+    /// The fault that a write would raise.
+    pub fn probe_write(&mut self, lin: u64, len: u64) -> R<()> {
+        self.translate(lin, Acc::Write)?;
+        let room = PAGE_SIZE - lin % PAGE_SIZE;
+        if len > room {
+            let next = self.lin_add(lin, room);
+            self.translate(next, Acc::Write)?;
+        }
+        Ok(())
+    }
+
+    /// Host address of `len` bytes at `lin` if the TLB in force has a fast entry for all of them.
+    #[inline]
+    fn fast_ptr(&self, lin: u64, len: u64, write: bool) -> Option<*const u8> {
+        // SAFETY: as in `load`.
+        let e = unsafe { &*self.mmu.cur.add(index_of(lin)) };
+        let off = lin.wrapping_sub(if write { e.write } else { e.read });
+        let ok = off < PAGE_SIZE && len <= PAGE_SIZE - off;
+        ok.then(|| lin.wrapping_add(e.addend) as *const u8)
+    }
+
+    /// Host address for an atomic read-modify-write of `size` bytes, if all of it is RAM within a page. The caller
+    /// tells [`Cpu::rmw_done`] after the write.
+    ///
+    /// # Errors
+    /// The fault that a write would raise.
+    pub fn rmw_ptr(&mut self, lin: u64, size: u64) -> R<Option<*mut u8>> {
+        if let Some(p) = self.fast_ptr(lin, size, true) {
+            return Ok(Some(p.cast_mut()));
+        }
+        self.check_alignment(lin, size)?;
+        self.probe_write(lin, size)?;
+        self.watch(lin, size, true);
+        if lin % PAGE_SIZE + size > PAGE_SIZE {
+            return Ok(None);
+        }
+        let gpa = self.translate(lin, Acc::Write)?;
+        let ram = self.mmu.memory.contains(gpa, size);
+        Ok(ram.then(|| self.mmu.memory.host_base().wrapping_add(gpa as usize)))
+    }
+
+    /// Tells that the bytes behind a pointer from [`Cpu::rmw_ptr`] were written.
+    #[inline]
+    pub fn rmw_done(&mut self, p: *mut u8, size: u64) {
+        let gpa = (p as u64).wrapping_sub(self.mmu.base);
+        if self.mmu.memory.page_flags(gpa).0 & (PageFlags::CODE | PageFlags::DIRTY) != PageFlags::DIRTY {
+            self.mmu.memory.note_write(gpa, size);
+            self.leave = true;
+        }
+    }
+
+    /// Host address of a run of at most `len` bytes at `lin`, up to the end of the page, with a fast entry for it: for
+    /// string instructions. `None`: go the slow way, element by element.
+    #[must_use]
+    pub fn run_ptr(&self, lin: u64, len: u64, write: bool) -> Option<(*mut u8, u64)> {
+        let n = len.min(PAGE_SIZE - lin % PAGE_SIZE);
+        self.fast_ptr(lin, n, write).map(|p| (p.cast_mut(), n))
+    }
+
+    /// Reads guest-physical bytes: RAM or MMIO.
+    pub fn phys_read(&mut self, gpa: u64, buf: &mut [u8]) {
+        if self.mmu.memory.read(gpa, buf).is_err() {
+            self.stats.mmio += 1;
+            buf.fill(0xff);
+            self.io.mmio_read(gpa, buf);
+        }
+    }
+
+    /// Writes guest-physical bytes: RAM or MMIO.
+    pub fn phys_write(&mut self, gpa: u64, buf: &[u8]) {
+        if self.mmu.memory.contains(gpa, buf.len() as u64) {
+            let code = self.mmu.memory.page_flags(gpa).has(PageFlags::CODE);
+            if self.mmu.memory.write(gpa, buf).is_ok() && code {
+                self.leave = true;
+            }
+        } else {
+            self.stats.mmio += 1;
+            self.io.mmio_write(gpa, buf);
+        }
+    }
+
+    /// Loads with supervisor rights whatever the CPL: descriptor tables, TSS, IDT.
+    ///
+    /// # Errors
+    /// The fault that the access raises.
+    pub fn load_sys<T: GuestInt>(&mut self, lin: u64) -> R<T> {
+        self.as_supervisor(|cpu| cpu.load(lin))
+    }
+
+    /// Stores with supervisor rights whatever the CPL.
+    ///
+    /// # Errors
+    /// The fault that the access raises.
+    pub fn store_sys<T: GuestInt>(&mut self, lin: u64, v: T) -> R<()> {
+        self.as_supervisor(|cpu| cpu.store(lin, v))
+    }
+
+    /// Runs `f` with the implicit supervisor accesses' rights (Intel SDM vol. 3A §4.6.1): CPL 0 and no AC.
+    pub fn as_supervisor<T>(&mut self, f: impl FnOnce(&mut Cpu) -> T) -> T {
+        let (cpl, ac) = (self.cpl, self.sysflags & rflags::AC);
+        let cur = self.mmu.cur;
+        let mode = self.mmu.mode;
+        self.cpl = 0;
+        self.sysflags &= !rflags::AC;
+        let table = if self.cr4 & cr4::SMAP == 0 { KERNEL_AC } else { KERNEL };
+        self.mmu.select(Some(table));
+        let r = f(self);
+        self.cpl = cpl;
+        self.sysflags |= ac;
+        self.mmu.mode = mode;
+        self.mmu.cur = cur;
+        r
+    }
+
+    /// Guest-physical address of the instruction byte at `lin`.
+    ///
+    /// # Errors
+    /// The fault that the fetch raises.
+    pub fn fetch_gpa(&mut self, lin: u64) -> R<u64> {
+        self.translate(lin, Acc::Fetch)
+    }
+
+    /// Whether `lin` is canonical (always, outside long mode).
+    #[must_use]
+    pub fn canonical(&self, lin: u64) -> bool {
+        if !self.long_active() {
+            return true;
+        }
+        let bits = if self.cr4 & cr4::LA57 != 0 { 57 } else { 48 };
+        let shift = 64 - bits;
+        ((lin << shift) as i64 >> shift) as u64 == lin
+    }
+
+    /// Translates a linear address: TLB, then walk and fill.
+    ///
+    /// # Errors
+    /// #PF with CR2 set, or #GP(0) for a non-canonical address.
+    pub fn translate(&mut self, lin: u64, acc: Acc) -> R<u64> {
+        let table = self.mmu.slot * MODES + self.mmu.mode;
+        let e = &self.mmu.tables[table].entries[index_of(lin)];
+        let tag = match acc {
+            Acc::Read => e.read,
+            Acc::Write => e.write,
+            Acc::Fetch => e.fetch,
+        };
+        if tag == lin & !0xfff {
+            return Ok(lin.wrapping_add(e.addend).wrapping_sub(self.mmu.base));
+        }
+        if !self.canonical(lin) {
+            return Err(self.gp(0));
+        }
+        self.walk(lin, acc, table)
+    }
+
+    fn paging_mode(&self) -> PagingMode {
+        if self.cr0 & cr0::PG == 0 {
+            PagingMode::None
+        } else if self.cr4 & cr4::PAE == 0 {
+            PagingMode::Bits32
+        } else if !self.long_active() {
+            PagingMode::Pae
+        } else if self.cr4 & cr4::LA57 == 0 {
+            PagingMode::Level4
+        } else {
+            PagingMode::Level5
+        }
+    }
+
+    /// The paging configuration in force, for the page walker.
+    #[must_use]
+    pub fn paging(&self) -> paging::Mmu {
+        paging::Mmu {
+            mode: self.paging_mode(),
+            cr3: self.cr3,
+            pdptes: self.pdptes,
+            wp: self.cr0 & cr0::WP != 0,
+            smep: self.cr4 & cr4::SMEP != 0,
+            smap: self.cr4 & cr4::SMAP != 0,
+            nxe: self.efer & efer::NXE != 0,
+            pse: self.cr4 & cr4::PSE != 0,
+            pge: self.cr4 & cr4::PGE != 0,
+            phys_bits: self.model.max_phys_bits(),
+        }
+    }
+
+    fn walk(&mut self, lin: u64, acc: Acc, table: usize) -> R<u64> {
+        let access = Access {
+            write: acc == Acc::Write,
+            fetch: acc == Acc::Fetch,
+            user: self.cpl == 3,
+            ac: self.mmu.mode == KERNEL_AC,
+        };
+        self.stats.tlb_fills += 1;
+        let t = match paging::walk(&self.paging(), &PhysView(&self.mmu.memory), lin, access) {
+            Ok(t) => t,
+            Err(fault) => return Err(self.page_fault(lin, fault.code)),
+        };
+        let page = t.gpa & !0xfff;
+        if self.mmu.memory.contains(page, PAGE_SIZE) {
+            let watched = self.watched_page(lin);
+            let mut write = false;
+            if acc == Acc::Write && t.write && !watched {
+                // The order matters to `GuestMemory::mark_code`: it sets CODE, then looks for WCACHED.
+                let before =
+                    self.mmu.memory.set_page_flags(page, PageFlags::DIRTY | PageFlags::WCACHED);
+                write = !before.has(PageFlags::CODE);
+            }
+            let rights = Rights {
+                read: t.read && !watched,
+                write,
+                fetch: t.fetch,
+                global: t.global,
+                large: t.page_size > PAGE_SIZE,
+            };
+            self.mmu.fill(table, lin, page, rights);
+        }
+        Ok(t.gpa)
+    }
+
+    #[cold]
+    fn page_fault(&mut self, lin: u64, code: u32) -> Fault {
+        self.stats.page_faults += 1;
+        self.cr2 = lin;
+        debug_assert!(code & !(pf::P | pf::W | pf::U | pf::RSVD | pf::I) == 0);
+        self.raise(Exception::coded(vector::PF, code))
+    }
+
+    /// Whether an enabled data breakpoint lies in the page of `lin`: its accesses take the slow path.
+    fn watched_page(&self, lin: u64) -> bool {
+        if self.dr[7] & 0xff == 0 {
+            return false;
+        }
+        (0..4).any(|i| self.dr[7] >> (2 * i) & 3 != 0 && (self.dr[i] ^ lin) & !0xfff == 0)
+            || (0..4).any(|i| self.dr[7] >> (2 * i) & 3 != 0 && ((self.dr[i] + 7) ^ lin) & !0xfff == 0)
+    }
+
+    /// Notes the data breakpoints that an access of `len` bytes at `lin` hits (Intel SDM vol. 3B §17.2.4-5).
+    fn watch(&mut self, lin: u64, len: u64, write: bool) {
+        if self.dr[7] & 0xff == 0 {
+            return;
+        }
+        for i in 0..4 {
+            let rw = self.dr[7] >> (16 + 4 * i) & 3;
+            let bytes = [1, 2, 8, 4][(self.dr[7] >> (18 + 4 * i) & 3) as usize];
+            let hit = match rw {
+                1 => write,
+                3 => true,
+                _ => false,
+            };
+            let at = self.dr[i] & !(bytes - 1);
+            if hit && lin < at.wrapping_add(bytes) && at < lin.wrapping_add(len) {
+                let enabled = self.dr[7] >> (2 * i) & 3 != 0;
+                if enabled {
+                    self.debug_trap |= 1 << i;
+                    self.leave = true;
+                }
+            }
+        }
+    }
+}
