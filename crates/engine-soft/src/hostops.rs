@@ -218,8 +218,156 @@ macro_rules! double_shift {
 double_shift!(shld, "shld");
 double_shift!(shrd, "shrd");
 
+/// Loads `size` (1, 2, 4, 8) bytes.
+///
+/// # Safety
+/// `p..p+size` is mapped.
+#[inline]
+pub unsafe fn load(p: *const u8, size: u32) -> u64 {
+    use ringer_memory::raw::GuestInt;
+    // SAFETY: the caller vouches for p.
+    unsafe {
+        match size {
+            1 => u64::from(u8::load(p)),
+            2 => u64::from(u16::load(p)),
+            4 => u64::from(u32::load(p)),
+            _ => u64::load(p),
+        }
+    }
+}
+
+/// Stores the low `size` (1, 2, 4, 8) bytes of `v`.
+///
+/// # Safety
+/// `p..p+size` is mapped.
+#[inline]
+pub unsafe fn store(p: *mut u8, size: u32, v: u64) {
+    use ringer_memory::raw::GuestInt;
+    // SAFETY: the caller vouches for p.
+    unsafe {
+        match size {
+            1 => u8::store(p, v as u8),
+            2 => u16::store(p, v as u16),
+            4 => u32::store(p, v as u32),
+            _ => u64::store(p, v),
+        }
+    }
+}
+
+/// LOCK CMPXCHG of `size` (1, 2, 4, 8) bytes, at any alignment; returns what stood there, zero-extended.
+///
+/// # Safety
+/// `p..p+size` is mapped.
+pub unsafe fn compare_exchange(p: *mut u8, size: u32, old: u64, new: u64) -> u64 {
+    let seen: u64;
+    // SAFETY: the caller vouches for p; one locked instruction.
+    unsafe {
+        match size {
+            1 => core::arch::asm!("lock cmpxchg byte ptr [{p}], {n}", "movzx eax, al", p = in(reg) p,
+                n = in(reg_byte) new as u8, inout("rax") old => seen, options(nostack)),
+            2 => core::arch::asm!("lock cmpxchg word ptr [{p}], {n:x}", "movzx eax, ax", p = in(reg) p, n = in(reg) new,
+                inout("rax") old => seen, options(nostack)),
+            4 => core::arch::asm!("lock cmpxchg dword ptr [{p}], {n:e}", "mov eax, eax", p = in(reg) p, n = in(reg) new,
+                inout("rax") old => seen, options(nostack)),
+            _ => core::arch::asm!("lock cmpxchg qword ptr [{p}], {n}", p = in(reg) p, n = in(reg) new,
+                inout("rax") old => seen, options(nostack)),
+        }
+    }
+    seen
+}
+
+/// LOCK CMPXCHG16B; returns what stood there.
+///
+/// # Safety
+/// `p..p+16` is mapped and `p` is 16-aligned.
+pub unsafe fn compare_exchange_16(p: *mut u8, old: u128, new: u128) -> u128 {
+    let (lo, hi): (u64, u64);
+    // SAFETY: the caller vouches for p; rbx is saved around the instruction, for the compiler keeps it to itself.
+    unsafe {
+        core::arch::asm!("xchg {b}, rbx", "lock cmpxchg16b [{p}]", "mov rbx, {b}",
+            b = inout(reg) new as u64 => _, p = in(reg) p, in("rcx") (new >> 64) as u64,
+            inout("rax") old as u64 => lo, inout("rdx") (old >> 64) as u64 => hi, options(nostack));
+    }
+    u128::from(hi) << 64 | u128::from(lo)
+}
+
+/// MUL or IMUL (`signed`) of `size` bytes: low half (for bytes: the 16-bit product), high half, flags.
+#[must_use]
+pub fn multiply(size: u32, signed: bool, a: u64, b: u64, f: u16) -> (u64, u64, u16) {
+    macro_rules! mul {
+        ($ins:literal, $b:literal) => {{
+            let (lo, hi): (u64, u64);
+            let g: u64;
+            // SAFETY: register-only arithmetic; flags prepared as in `shift` because the undefined ones may be kept.
+            unsafe {
+                core::arch::asm!("xchg rax, {t}", "add al, 127", "sahf", "mov rax, {t}", concat!($ins, " ", $b),
+                    "mov {t}, rax", "lahf", "seto al", "movzx eax, ax", "xchg rax, {t}",
+                    t = inout(reg) u64::from(f) => g, b = in(reg) b, inout("rax") a => lo, inout("rdx") 0u64 => hi,
+                    options(pure, nomem, nostack));
+            }
+            (lo, hi, g as u16)
+        }};
+    }
+    match (size, signed) {
+        (1, s) => {
+            let (lo, g): (u16, u16);
+            let (a, b) = (a as u8, b as u8);
+            // SAFETY: register-only arithmetic.
+            unsafe {
+                if s {
+                    core::arch::asm!("imul {b}", "mov {r:x}, ax", "lahf", "seto al", r = out(reg) lo, b = in(reg_byte) b,
+                        inout("ax") u16::from(a) => g, options(pure, nomem, nostack));
+                } else {
+                    core::arch::asm!("mul {b}", "mov {r:x}, ax", "lahf", "seto al", r = out(reg) lo, b = in(reg_byte) b,
+                        inout("ax") u16::from(a) => g, options(pure, nomem, nostack));
+                }
+            }
+            (u64::from(lo), 0, g)
+        }
+        (2, false) => mul!("mul", "{b:x}"),
+        (2, true) => mul!("imul", "{b:x}"),
+        (4, false) => mul!("mul", "{b:e}"),
+        (4, true) => mul!("imul", "{b:e}"),
+        (_, false) => mul!("mul", "{b}"),
+        (_, true) => mul!("imul", "{b}"),
+    }
+}
+
+/// BSF or BSR (`reverse`) of `v`, with `old` in the destination: result and flags.
+#[must_use]
+pub fn bit_scan(size: u32, reverse: bool, v: u64, old: u64, f: u16) -> (u64, u16) {
+    macro_rules! scan {
+        ($ins:literal) => {{
+            let (r, g);
+            // SAFETY: register-only arithmetic, flags prepared as in `shift`.
+            unsafe {
+                core::arch::asm!("add al, 127", "sahf", $ins, "lahf", "seto al", d = inout(reg) old => r, s = in(reg) v,
+                    inout("ax") f => g, options(pure, nomem, nostack));
+            }
+            (r, g)
+        }};
+    }
+    match (size, reverse) {
+        (2, false) => scan!("bsf {d:x}, {s:x}"),
+        (2, true) => scan!("bsr {d:x}, {s:x}"),
+        (4, false) => scan!("bsf {d:e}, {s:e}"),
+        (4, true) => scan!("bsr {d:e}, {s:e}"),
+        (_, false) => scan!("bsf {d}, {s}"),
+        (_, true) => scan!("bsr {d}, {s}"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn products() {
+        assert_eq!(multiply(8, false, u64::MAX, 2, 0x200).0, u64::MAX - 1);
+        assert_eq!(multiply(8, false, u64::MAX, 2, 0x200).1, 1);
+        assert_eq!(multiply(4, true, 0xffff_ffff, 5, 0x200).0 as u32, -5i32 as u32);
+        assert_eq!(multiply(1, true, 0xff, 5, 0x200).0, 0xfffb);
+        assert_eq!(multiply(2, false, 0x1_8000, 2, 0x200).1 & 0xffff, 1);
+        assert_eq!(bit_scan(8, true, 0x8000, 7, 0x200).0, 15);
+    }
     use super::*;
 
     #[test]

@@ -531,12 +531,54 @@ impl Cpu {
         }
     }
 
-    /// Host address of a run of at most `len` bytes at `lin`, up to the end of the page, with a fast entry for it: for
-    /// string instructions. `None`: go the slow way, element by element.
-    #[must_use]
-    pub fn run_ptr(&self, lin: u64, len: u64, write: bool) -> Option<(*mut u8, u64)> {
-        let n = len.min(PAGE_SIZE - lin % PAGE_SIZE);
-        self.fast_ptr(lin, n, write).map(|p| (p.cast_mut(), n))
+    /// Copies up to `len` bytes upwards from `src` to `dst` by elements of `size` bytes, as far as both lie in pages with
+    /// fast entries; returns the bytes copied, a multiple of `size`, perhaps 0. Overlap has MOVS's effect.
+    pub fn copy_run(&mut self, dst: u64, src: u64, len: u64, size: u32) -> u64 {
+        let room = |lin: u64| PAGE_SIZE - lin % PAGE_SIZE;
+        let n = len.min(room(dst)).min(room(src)) / u64::from(size) * u64::from(size);
+        if n == 0 {
+            return 0;
+        }
+        let (Some(d), Some(s)) = (self.fast_ptr(dst, n, true), self.fast_ptr(src, n, false)) else { return 0 };
+        // SAFETY: `fast_ptr` matched tags for all of the bytes on both sides; `rep movs` with the guest's own element
+        // size does to overlapping runs what the guest's instruction does.
+        unsafe {
+            match size {
+                8 => core::arch::asm!("rep movsq", inout("rcx") n / 8 => _, inout("rsi") s => _, inout("rdi") d => _,
+                    options(nostack, preserves_flags)),
+                4 => core::arch::asm!("rep movsd", inout("rcx") n / 4 => _, inout("rsi") s => _, inout("rdi") d => _,
+                    options(nostack, preserves_flags)),
+                2 => core::arch::asm!("rep movsw", inout("rcx") n / 2 => _, inout("rsi") s => _, inout("rdi") d => _,
+                    options(nostack, preserves_flags)),
+                _ => core::arch::asm!("rep movsb", inout("rcx") n => _, inout("rsi") s => _, inout("rdi") d => _,
+                    options(nostack, preserves_flags)),
+            }
+        }
+        n
+    }
+
+    /// Stores `value` in elements of `size` bytes to up to `len` bytes upwards from `dst`, as far as the page has a fast
+    /// entry; returns the bytes stored, a multiple of `size`, perhaps 0.
+    pub fn fill_run(&mut self, dst: u64, len: u64, size: u32, value: u64) -> u64 {
+        let n = len.min(PAGE_SIZE - dst % PAGE_SIZE) / u64::from(size) * u64::from(size);
+        if n == 0 {
+            return 0;
+        }
+        let Some(d) = self.fast_ptr(dst, n, true) else { return 0 };
+        // SAFETY: `fast_ptr` matched a tag for all of the bytes.
+        unsafe {
+            match size {
+                8 => core::arch::asm!("rep stosq", inout("rcx") n / 8 => _, inout("rdi") d => _, in("rax") value,
+                    options(nostack, preserves_flags)),
+                4 => core::arch::asm!("rep stosd", inout("rcx") n / 4 => _, inout("rdi") d => _, in("rax") value,
+                    options(nostack, preserves_flags)),
+                2 => core::arch::asm!("rep stosw", inout("rcx") n / 2 => _, inout("rdi") d => _, in("rax") value,
+                    options(nostack, preserves_flags)),
+                _ => core::arch::asm!("rep stosb", inout("rcx") n => _, inout("rdi") d => _, in("rax") value,
+                    options(nostack, preserves_flags)),
+            }
+        }
+        n
     }
 
     /// Reads guest-physical bytes: RAM or MMIO.
@@ -738,5 +780,58 @@ impl Cpu {
                 }
             }
         }
+    }
+}
+
+impl Cpu {
+    /// Reads, changes and writes back `size` (1, 2, 4, 8) bytes at `lin`, atomically if `lock`; returns what stood there.
+    /// `f` may run more than once. An atomic change that crosses pages, or is not of RAM, is two accesses.
+    ///
+    /// # Errors
+    /// The fault that a write would raise; nothing is written then.
+    pub fn rmw(&mut self, lin: u64, size: u32, lock: bool, mut f: impl FnMut(u64) -> u64) -> R<u64> {
+        let Some(p) = self.rmw_ptr(lin, u64::from(size))? else {
+            let old = self.load_n(lin, size)?;
+            self.store_n(lin, size, f(old))?;
+            return Ok(old);
+        };
+        // SAFETY: `rmw_ptr` gave `size` mapped bytes of guest RAM.
+        let old = unsafe {
+            if lock {
+                let mut seen = crate::hostops::load(p, size);
+                loop {
+                    let now = crate::hostops::compare_exchange(p, size, seen, f(seen));
+                    if now == seen {
+                        break seen;
+                    }
+                    seen = now;
+                }
+            } else {
+                let old = crate::hostops::load(p, size);
+                crate::hostops::store(p, size, f(old));
+                old
+            }
+        };
+        self.rmw_done(p, u64::from(size));
+        Ok(old)
+    }
+
+    /// CMPXCHG16B's memory side: if the 16 bytes at `lin` are `old`, replaces them by `new`, atomically; returns what
+    /// stood there. The caller has checked alignment.
+    ///
+    /// # Errors
+    /// The fault that a write would raise.
+    pub fn compare_exchange_16(&mut self, lin: u64, old: u128, new: u128) -> R<u128> {
+        let Some(p) = self.rmw_ptr(lin, 16)? else {
+            let mut b = [0; 16];
+            self.read_bytes(lin, &mut b)?;
+            let seen = u128::from_le_bytes(b);
+            self.write_bytes(lin, &if seen == old { new } else { seen }.to_le_bytes())?;
+            return Ok(seen);
+        };
+        // SAFETY: 16 mapped bytes of guest RAM, 16-aligned as the caller checked.
+        let seen = unsafe { crate::hostops::compare_exchange_16(p, old, new) };
+        self.rmw_done(p, 16);
+        Ok(seen)
     }
 }
