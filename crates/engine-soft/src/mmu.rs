@@ -383,6 +383,24 @@ impl Cpu {
         self.store_slow(lin, v)
     }
 
+    /// Reads, changes and writes back an integer, not atomically.
+    ///
+    /// # Errors
+    /// The fault that a write would raise; nothing is written then.
+    #[inline(always)]
+    pub fn modify<T: GuestInt>(&mut self, lin: u64, mut f: impl FnMut(T) -> T) -> R<()> {
+        // SAFETY: as in `load`.
+        let e = unsafe { &*self.mmu.cur.add(index_of(lin)) };
+        if lin.wrapping_sub(e.write) <= PAGE_SIZE - T::SIZE {
+            let p = lin.wrapping_add(e.addend) as *mut u8;
+            // SAFETY: as in `load`.
+            unsafe { T::store(p, f(T::load(p))) };
+            return Ok(());
+        }
+        self.rmw(lin, T::SIZE as u32, false, |v| f(T::of_u64(v)).to_u64())?;
+        Ok(())
+    }
+
     #[cold]
     #[inline(never)]
     fn load_slow<T: GuestInt>(&mut self, lin: u64) -> R<T> {

@@ -187,11 +187,17 @@ fn run(cpu: &mut Cpu, op: &Op, count: u64) -> u64 {
     }
     let size = u64::from(op.size);
     let bytes = count.saturating_mul(size);
-    let Ok(d) = dst_lin(cpu, op, Acc::Write) else { return 0 };
+    let Ok(d) = dst_lin(cpu, op, Acc::Write) else {
+        cpu.exc = None;
+        return 0;
+    };
     let n = match op.kind {
         Kind::Stos => cpu.fill_run(d, bytes, op.size, cpu.regs[0]) / size,
         Kind::Movs => {
-            let Ok(s) = src_lin(cpu, op) else { return 0 };
+            let Ok(s) = src_lin(cpu, op) else {
+                cpu.exc = None;
+                return 0;
+            };
             cpu.copy_run(d, s, bytes, op.size) / size
         }
         _ => 0,
