@@ -7,7 +7,7 @@ use ringer_arch::regs::{cr0, efer, rflags};
 use ringer_arch::seg::{Segment, TableReg, sreg};
 use ringer_arch::state::XSAVE_LEN;
 use ringer_arch::{Exception, MpState};
-use ringer_engine::{CpuIo, Stats, StopToken};
+use ringer_engine::{CpuIo, Stats, StopToken, VmParams};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -154,6 +154,55 @@ pub struct Cpu {
 }
 
 impl Cpu {
+    /// Processor `index` of a machine, in its reset state.
+    #[must_use]
+    pub fn new(p: &VmParams, index: u32, io: Arc<dyn CpuIo>, stop: StopToken) -> Cpu {
+        let mut cpu = Cpu {
+            regs: [0; 256],
+            fl: 0x200,
+            rip: 0,
+            next_rip: 0,
+            sysflags: 0,
+            cpl: 0,
+            mode: Mode::Real,
+            mmu: Mmu::new(p.memory.clone(), &p.cpu),
+            seg: [Segment::default(); 6],
+            ldtr: Segment::default(),
+            tr: Segment::default(),
+            gdtr: TableReg::default(),
+            idtr: TableReg::default(),
+            cr0: 0,
+            cr2: 0,
+            cr3: 0,
+            cr4: 0,
+            efer: 0,
+            xcr0: 1,
+            pdptes: [0; 4],
+            dr: [0; 8],
+            xsave: Box::new(XsaveArea([0; XSAVE_LEN])),
+            fast: FastMsrs::default(),
+            msrs: BTreeMap::new(),
+            mp_state: MpState::Running,
+            shadow: false,
+            nmi_blocked: false,
+            nmi_pending: false,
+            debug_trap: 0,
+            exc: None,
+            soft_int: None,
+            triple_fault: false,
+            left: 0,
+            leave: false,
+            model: p.cpu.clone(),
+            io,
+            stop,
+            index,
+            vcpus: p.vcpus,
+            stats: Stats::default(),
+        };
+        crate::sys::state::reset(&mut cpu);
+        cpu
+    }
+
     /// Notes an exception and returns the token that unwinds the instruction.
     #[cold]
     pub fn raise(&mut self, e: Exception) -> Fault {

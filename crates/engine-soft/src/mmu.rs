@@ -6,7 +6,8 @@
 
 use crate::cpu::{Cpu, Fault, Mode, R};
 use ringer_arch::exception::{Exception, pf, vector};
-use ringer_arch::paging::{self, Access, PagingMode};
+use ringer_arch::cpu::{CpuModel, Feature, Vendor};
+use ringer_arch::paging::{self, Access, Kind};
 use ringer_arch::regs::{cr0, cr4, efer, rflags};
 use ringer_memory::raw::{self, GuestInt};
 use ringer_memory::{GuestMemory, PAGE_SIZE, PageFlags};
@@ -109,15 +110,18 @@ pub struct Mmu {
     mode: usize,
     next_gen: u64,
     tick: u64,
+    phys_bits: u32,
+    page_1g: bool,
+    amd: bool,
 }
 
 // SAFETY: `cur` points into `tables` or `empty`, which the same value owns on the heap; nothing is tied to a thread.
 unsafe impl Send for Mmu {}
 
 impl Mmu {
-    /// Empty TLBs over `memory`.
+    /// Empty TLBs over `memory`, for a processor of `model`.
     #[must_use]
-    pub fn new(memory: GuestMemory) -> Mmu {
+    pub fn new(memory: GuestMemory, model: &CpuModel) -> Mmu {
         let mut tables: Vec<Table> = (0..SLOTS * MODES).map(|_| Table::new()).collect();
         let cur = tables[0].entries.as_mut_ptr();
         let base = memory.host_base() as u64;
@@ -134,6 +138,9 @@ impl Mmu {
             mode: 0,
             next_gen: 1,
             tick: 0,
+            phys_bits: model.max_phys_bits(),
+            page_1g: model.has(Feature::PDPE1GB),
+            amd: model.vendor() == Vendor::Amd,
         }
     }
 
@@ -694,46 +701,30 @@ impl Cpu {
         self.walk(lin, acc, table)
     }
 
-    fn paging_mode(&self) -> PagingMode {
-        if self.cr0 & cr0::PG == 0 {
-            PagingMode::None
-        } else if self.cr4 & cr4::PAE == 0 {
-            PagingMode::Bits32
-        } else if !self.long_active() {
-            PagingMode::Pae
-        } else if self.cr4 & cr4::LA57 == 0 {
-            PagingMode::Level4
-        } else {
-            PagingMode::Level5
-        }
-    }
-
     /// The paging configuration in force, for the page walker.
     #[must_use]
     pub fn paging(&self) -> paging::Mmu {
-        paging::Mmu {
-            mode: self.paging_mode(),
+        let mut m = paging::Mmu {
             cr3: self.cr3,
             pdptes: self.pdptes,
-            wp: self.cr0 & cr0::WP != 0,
-            smep: self.cr4 & cr4::SMEP != 0,
-            smap: self.cr4 & cr4::SMAP != 0,
-            nxe: self.efer & efer::NXE != 0,
-            pse: self.cr4 & cr4::PSE != 0,
-            pge: self.cr4 & cr4::PGE != 0,
-            phys_bits: self.model.max_phys_bits(),
-        }
+            page_1g: self.mmu.page_1g,
+            nonleaf_g_reserved: self.mmu.amd,
+            phys_bits: self.mmu.phys_bits,
+            ..paging::Mmu::default()
+        };
+        m.set_controls(self.cr0, self.cr4, self.efer);
+        m
     }
 
     fn walk(&mut self, lin: u64, acc: Acc, table: usize) -> R<u64> {
-        let access = Access {
-            write: acc == Acc::Write,
-            fetch: acc == Acc::Fetch,
-            user: self.cpl == 3,
-            ac: self.mmu.mode == KERNEL_AC,
+        let kind = match acc {
+            Acc::Read => Kind::Read,
+            Acc::Write => Kind::Write,
+            Acc::Fetch => Kind::Fetch,
         };
+        let access = Access { kind, user: self.cpl == 3, ac: self.mmu.mode == KERNEL_AC };
         self.stats.tlb_fills += 1;
-        let t = match paging::walk(&self.paging(), &PhysView(&self.mmu.memory), lin, access) {
+        let t = match self.paging().translate(&PhysView(&self.mmu.memory), lin, access) {
             Ok(t) => t,
             Err(fault) => return Err(self.page_fault(lin, fault.code)),
         };
@@ -752,7 +743,7 @@ impl Cpu {
                 write,
                 fetch: t.fetch,
                 global: t.global,
-                large: t.page_size > PAGE_SIZE,
+                large: t.shift > 12,
             };
             self.mmu.fill(table, lin, page, rights);
         }

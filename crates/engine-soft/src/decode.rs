@@ -1,0 +1,142 @@
+//! From guest bytes to a [`Block`]'s ops. Nothing but iced knows opcodes; nothing but this picks handlers.
+
+use crate::block::{MAX_OPS, Op, abort, next};
+use crate::cpu::{Cpu, Mode, slot};
+use crate::exec::{fast, generic};
+use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, Mnemonic};
+
+/// What decoding the bytes of a page gave.
+pub struct Decoded {
+    /// The ops, empty if not one whole instruction was there.
+    pub ops: Vec<Op>,
+    /// Guest instructions.
+    pub insns: u32,
+    /// Bytes they take.
+    pub len: u32,
+}
+
+/// How to decode.
+#[derive(Clone, Copy)]
+pub struct How {
+    /// 16, 32 or 64.
+    pub bits: u32,
+    /// The model is AMD's: a 66 prefix shortens near branches in 64-bit code, for one.
+    pub amd: bool,
+    /// Instructions at most.
+    pub limit: usize,
+}
+
+/// Decodes up to the first instruction that ends a block, that is cut off by the end of `bytes`, or `how.limit`.
+#[must_use]
+pub fn decode(bytes: &[u8], how: How) -> Decoded {
+    let options = if how.amd { DecoderOptions::AMD } else { DecoderOptions::NONE };
+    let mut decoder = Decoder::with_ip(how.bits, bytes, 0, options);
+    let mut out = Decoded { ops: Vec::new(), insns: 0, len: 0 };
+    let mut insn = Instruction::default();
+    let limit = how.limit.min(MAX_OPS - 1);
+    let mut closed = false;
+    while !closed && out.ops.len() < limit && decoder.can_decode() {
+        decoder.decode_out(&mut insn);
+        if insn.is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes {
+            break;
+        }
+        let ip = out.len;
+        out.len += insn.len() as u32;
+        closed = insn.is_invalid() || ends_block(&insn);
+        let op = make_op(&insn, ip, how, insn.is_invalid().then(|| too_long(&bytes[ip as usize..])));
+        out.ops.push(op);
+        out.insns += 1;
+    }
+    let generic_last = out.ops.last().is_none_or(|o| o.insn.is_some());
+    if !closed && !generic_last {
+        let mut op = blank(out.len, 0);
+        op.handler = fast::end;
+        out.ops.push(op);
+    }
+    out.ops.shrink_to_fit();
+    out
+}
+
+fn ends_block(i: &Instruction) -> bool {
+    i.flow_control() != FlowControl::Next || i.mnemonic() == Mnemonic::Hlt
+}
+
+/// Whether an invalid instruction is so because it is longer than 15 bytes: #GP(0), not #UD (Intel SDM vol. 2 §2.3.11).
+fn too_long(bytes: &[u8]) -> bool {
+    bytes.len() >= 15
+        && bytes[..14].iter().all(|b| {
+            matches!(b, 0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 | 0x66 | 0x67 | 0xf0 | 0xf2 | 0xf3 | 0x40..=0x4f)
+        })
+}
+
+fn blank(ip: u32, len: u8) -> Op {
+    Op {
+        handler: run_generic,
+        a: 0,
+        b: 0,
+        base: slot::ZERO,
+        index: slot::ZERO,
+        scale: 0,
+        seg_slot: slot::ZERO,
+        stack: false,
+        len,
+        ip: ip as u16,
+        disp: 0,
+        imm: 0,
+        insn: None,
+    }
+}
+
+fn make_op(i: &Instruction, ip: u32, how: How, invalid: Option<bool>) -> Op {
+    let mut op = blank(ip, i.len() as u8);
+    match invalid {
+        Some(true) => op.handler = raise_gp,
+        Some(false) => op.handler = raise_ud,
+        None => {
+            let next = u64::from(ip) + i.len() as u64;
+            match if how.bits == 64 { fast::select(&mut op, i, next) } else { None } {
+                Some(h) => op.handler = h,
+                None => {
+                    op = blank(ip, i.len() as u8);
+                    op.insn = Some(Box::new(*i));
+                }
+            }
+        }
+    }
+    op
+}
+
+fn raise_ud(cpu: &mut Cpu, ops: &[Op]) {
+    cpu.ud();
+    abort(cpu, ops);
+}
+
+fn raise_gp(cpu: &mut Cpu, ops: &[Op]) {
+    cpu.gp(0);
+    abort(cpu, ops);
+}
+
+/// Executes an op from its decoded instruction.
+fn run_generic(cpu: &mut Cpu, ops: &[Op]) {
+    let op = &ops[0];
+    let Some(insn) = &op.insn else { return raise_ud(cpu, ops) };
+    let wrap = match cpu.mode {
+        Mode::Long => u64::MAX,
+        Mode::Prot32 => 0xffff_ffff,
+        _ => 0xffff,
+    };
+    cpu.rip = cpu.regs[slot::BLOCK as usize].wrapping_add(u64::from(op.ip)) & wrap;
+    let following = cpu.rip.wrapping_add(u64::from(op.len)) & wrap;
+    cpu.next_rip = following;
+    match generic::execute(cpu, insn) {
+        Ok(()) => {
+            cpu.rip = cpu.next_rip;
+            if cpu.rip == following && !cpu.leave {
+                next(cpu, ops);
+            } else {
+                cpu.left = ops.len() as u32 - 1;
+            }
+        }
+        Err(_) => cpu.left = ops.len() as u32,
+    }
+}

@@ -1,0 +1,494 @@
+//! The interpreter's run loop: events, then a block, again and again.
+
+use crate::block::Block;
+use crate::cache::Cache;
+use crate::cpu::{Cpu, Mode, R, slot};
+use crate::decode::{self, How};
+use crate::shoot::Shared;
+use crate::sys::{debug, interrupt, state};
+use ringer_arch::cpu::Vendor;
+use ringer_arch::regs::{dr, rflags};
+use ringer_arch::seg::sreg;
+use ringer_arch::{MpState, VcpuState};
+use ringer_engine::{EngineError, Exit, Stats, StopToken, Vcpu};
+use ringer_memory::PAGE_SIZE;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// The longest an instruction can be.
+const MAX_INSN: usize = 15;
+/// Bytes looked at for one block.
+const WINDOW: usize = 256;
+
+/// One processor under the interpreter.
+pub struct Interpreter {
+    cpu: Cpu,
+    cache: Cache,
+    shared: Arc<Shared>,
+    started: Instant,
+    /// An interrupt waits in the local APIC.
+    intr: bool,
+    /// Something beyond the stop word must be looked at before the next block.
+    attention: bool,
+}
+
+/// Where the next instruction is.
+enum Found {
+    Cached(u32),
+    /// Not to be kept: code outside RAM.
+    Once(Box<Block>),
+    /// In the table of straddling instructions, by the addresses of its two parts.
+    Straddling(u64, u64),
+}
+
+impl Interpreter {
+    /// A processor in its reset state.
+    #[must_use]
+    pub fn new(cpu: Cpu, shared: Arc<Shared>, started: Instant) -> Interpreter {
+        Interpreter { cpu, cache: Cache::default(), shared, started, intr: false, attention: true }
+    }
+
+    fn index(&self) -> u32 {
+        self.cpu.index
+    }
+
+    /// Looks at everything that may come between two instructions, and runs one instruction by itself where something must
+    /// follow it closely.
+    fn between(&mut self) -> Option<Exit> {
+        if let Some(exit) = self.requests() {
+            return Some(exit);
+        }
+        match self.cpu.mp_state {
+            MpState::Running => {}
+            MpState::Halted | MpState::WaitForSipi => {
+                self.sleep();
+                return None;
+            }
+        }
+        if self.cpu.debug_trap != 0 && !self.cpu.shadow {
+            interrupt::debug_trap(&mut self.cpu);
+            return self.after_event();
+        }
+        if !self.cpu.shadow {
+            if self.cpu.nmi_pending && !self.cpu.nmi_blocked {
+                self.cpu.nmi_pending = false;
+                interrupt::nmi(&mut self.cpu);
+                return self.after_event();
+            }
+            if self.intr && self.cpu.sysflags & rflags::IF != 0 {
+                if let Some(vector) = self.cpu.io.acknowledge() {
+                    self.cpu.stats.interrupts += 1;
+                    interrupt::external(&mut self.cpu, vector);
+                }
+                self.poll();
+                return self.after_event();
+            }
+        }
+        if self.must_single() { self.single() } else { None }
+    }
+
+    /// Serves the stop word.
+    fn requests(&mut self) -> Option<Exit> {
+        let word = self.cpu.stop.load();
+        if word & StopToken::STOP != 0 {
+            self.cpu.stop.take(StopToken::STOP);
+            return Some(Exit::Stopped);
+        }
+        if word & StopToken::ENGINE != 0 {
+            self.cpu.stop.take(StopToken::ENGINE);
+            self.cpu.mmu.flush_writes();
+            self.shared.acknowledge(self.index());
+        }
+        if word & StopToken::ATTENTION != 0 {
+            self.cpu.stop.take(StopToken::ATTENTION);
+            self.poll();
+        }
+        None
+    }
+
+    /// Asks the local APIC what waits.
+    fn poll(&mut self) {
+        let p = self.cpu.io.pending();
+        self.intr = p.intr;
+        self.cpu.nmi_pending |= p.nmi;
+        if p.init {
+            state::init(&mut self.cpu);
+            self.cpu.io.reset_apic();
+            self.intr = false;
+        }
+        if let Some(vector) = p.sipi
+            && self.cpu.mp_state == MpState::WaitForSipi
+        {
+            state::start_up(&mut self.cpu, vector);
+        }
+        self.update_attention();
+    }
+
+    fn sleep(&mut self) {
+        let wake = self.cpu.mp_state == MpState::Halted
+            && (self.intr && self.cpu.sysflags & rflags::IF != 0
+                || self.cpu.nmi_pending && !self.cpu.nmi_blocked
+                || self.cpu.debug_trap != 0);
+        if wake {
+            self.cpu.mp_state = MpState::Running;
+            self.update_attention();
+            return;
+        }
+        self.cpu.mmu.flush_writes();
+        self.shared.idle(self.index());
+        self.cpu.stats.halts += 1;
+        self.cpu.stop.wait(None);
+        self.shared.acknowledge(self.index());
+    }
+
+    /// Whether the next instruction must run by itself.
+    fn must_single(&self) -> bool {
+        self.cpu.shadow || self.cpu.sysflags & (rflags::TF | rflags::RF) != 0 || self.cpu.dr[7] & 0xff != 0
+    }
+
+    fn update_attention(&mut self) {
+        let c = &self.cpu;
+        self.attention = self.intr && c.sysflags & rflags::IF != 0
+            || c.nmi_pending && !c.nmi_blocked
+            || c.debug_trap != 0
+            || c.mp_state != MpState::Running
+            || self.must_single();
+    }
+
+    /// Runs one instruction with what comes with it: shadow, resume flag, breakpoints, single step.
+    fn single(&mut self) -> Option<Exit> {
+        let rf = self.cpu.sysflags & rflags::RF != 0;
+        if !rf && !self.cpu.shadow && debug::code_breakpoint(&mut self.cpu) {
+            interrupt::raise_pending(&mut self.cpu);
+            return self.after_event();
+        }
+        self.cpu.shadow = false;
+        self.cpu.sysflags &= !rflags::RF;
+        let step = self.cpu.sysflags & rflags::TF != 0;
+        let before = (self.cpu.stats.instructions, self.cpu.rip);
+        self.cpu.leave = true;
+        if let Err(exit) = self.block(true) {
+            return Some(exit);
+        }
+        let completed = self.cpu.stats.instructions != before.0;
+        if !completed && rf && self.cpu.rip == before.1 {
+            self.cpu.sysflags |= rflags::RF;
+        }
+        if completed && step {
+            self.cpu.debug_trap |= dr::DR6_BS;
+        }
+        self.update_attention();
+        None
+    }
+
+    /// After an event was delivered, or failed to be.
+    fn after_event(&mut self) -> Option<Exit> {
+        self.update_attention();
+        std::mem::take(&mut self.cpu.triple_fault).then_some(Exit::TripleFault)
+    }
+
+    /// Runs the block at RIP (or only its first instruction).
+    #[inline(always)]
+    fn block(&mut self, single: bool) -> Result<(), Exit> {
+        let lin = self.code_lin();
+        let ctx = self.context(single);
+        if let Some(n) = self.cache.jump(lin, ctx) {
+            let b = self.cache.block(n);
+            if b.trusted && self.cpu.mmu.memory().code_version(b.gpa) == b.version {
+                return self.execute_cached(n);
+            }
+        }
+        match self.find(lin, ctx, single) {
+            Ok(Found::Cached(n)) => self.execute_cached(n),
+            Ok(Found::Once(b)) => {
+                run_block(&mut self.cpu, &b);
+                self.finish()
+            }
+            Ok(Found::Straddling(a, b)) => {
+                if let Some(b) = self.cache.straddling_block(a, b) {
+                    run_block(&mut self.cpu, b);
+                }
+                if self.cpu.leave { self.finish() } else { Ok(()) }
+            }
+            Err(_) => self.finish(),
+        }
+    }
+
+    #[inline(always)]
+    fn execute_cached(&mut self, n: u32) -> Result<(), Exit> {
+        run_block(&mut self.cpu, self.cache.block(n));
+        if self.cpu.leave { self.finish() } else { Ok(()) }
+    }
+
+    /// After a block that was left early, changed the mode, or faulted.
+    #[cold]
+    fn finish(&mut self) -> Result<(), Exit> {
+        self.cpu.leave = false;
+        self.cpu.left = 0;
+        if self.cpu.exc.is_some() {
+            self.cpu.stats.exceptions += 1;
+            interrupt::raise_pending(&mut self.cpu);
+        }
+        if self.cpu.cpl == 3 && self.cpu.stats.first_user_ns == 0 {
+            self.cpu.stats.first_user_ns = self.started.elapsed().as_nanos() as u64;
+        }
+        self.update_attention();
+        if std::mem::take(&mut self.cpu.triple_fault) { Err(Exit::TripleFault) } else { Ok(()) }
+    }
+
+    /// Linear address of the next instruction.
+    #[inline(always)]
+    fn code_lin(&self) -> u64 {
+        if self.cpu.mode == Mode::Long {
+            self.cpu.rip
+        } else {
+            self.cpu.seg[sreg::CS].base.wrapping_add(self.cpu.rip) & 0xffff_ffff
+        }
+    }
+
+    /// What a linear address must have in common with its entry in the jump table, besides the address.
+    #[inline(always)]
+    fn context(&self, single: bool) -> u64 {
+        let user = u64::from(self.cpu.cpl == 3);
+        self.cpu.mmu.generation() << 5 | user << 4 | u64::from(self.key(single))
+    }
+
+    /// What a block was decoded under: code size, and whether it is to be one instruction only.
+    #[inline(always)]
+    fn key(&self, single: bool) -> u8 {
+        let mode = match self.cpu.mode {
+            Mode::Long => 2,
+            Mode::Prot32 => 1,
+            _ => 0,
+        };
+        mode | u8::from(single) << 2
+    }
+
+    fn how(&self, single: bool) -> How {
+        let limit = if single { 1 } else { usize::MAX };
+        How { bits: self.cpu.bits(), amd: self.cpu.model.vendor() == Vendor::Amd, limit }
+    }
+
+    /// Finds or makes the block at `lin`.
+    #[cold]
+    #[inline(never)]
+    fn find(&mut self, lin: u64, ctx: u64, single: bool) -> R<Found> {
+        let rip = self.cpu.rip;
+        let legacy = self.cpu.mode != Mode::Long;
+        let fetched = self.cpu.fetch_gpa(lin);
+        self.mark_fault();
+        let gpa = fetched?;
+        let key = self.key(single);
+        // How far code may be fetched in the segment; in 64-bit mode there is no limit.
+        let mut window = WINDOW.min((PAGE_SIZE - gpa % PAGE_SIZE) as usize);
+        if legacy {
+            let limit = u64::from(self.cpu.seg[sreg::CS].limit);
+            if rip > limit {
+                let f = self.cpu.gp(0);
+                self.mark_fault();
+                return Err(f);
+            }
+            window = window.min((limit - rip).saturating_add(1).min(WINDOW as u64) as usize);
+        }
+        if !self.cpu.mmu.memory().contains(gpa, window as u64) {
+            return self.outside_ram(gpa, window, single);
+        }
+        if let Some(n) = self.cache.find(gpa, key)
+            && self.still_good(n)
+            && self.cache.block(n).len as usize <= window
+        {
+            if self.cache.block(n).trusted {
+                self.cache.set_jump(lin, ctx, n);
+            }
+            return Ok(Found::Cached(n));
+        }
+        let mut bytes = [0; WINDOW];
+        let bytes = &mut bytes[..window];
+        self.cpu.phys_read(gpa, bytes);
+        let d = decode::decode(bytes, self.how(single));
+        if d.insns == 0 {
+            return self.straddling(lin, gpa, bytes, key);
+        }
+        self.cpu.stats.blocks_decoded += 1;
+        let block = self.seal(gpa, d, bytes);
+        let trusted = block.trusted;
+        let n = self.cache.insert(gpa, key, block);
+        if trusted {
+            self.cache.set_jump(lin, ctx, n);
+        }
+        Ok(Found::Cached(n))
+    }
+
+    /// A fault while finding code leaves no instruction executed.
+    fn mark_fault(&mut self) {
+        if self.cpu.exc.is_some() {
+            self.cpu.leave = true;
+        }
+    }
+
+    /// Whether a cached block still says what memory says.
+    fn still_good(&mut self, n: u32) -> bool {
+        let b = self.cache.block(n);
+        let memory = self.cpu.mmu.memory();
+        if memory.code_version(b.gpa) != b.version {
+            self.cpu.stats.blocks_dropped += 1;
+            return false;
+        }
+        if b.trusted {
+            return true;
+        }
+        let settled = self.shared.settled(self.cpu.index, b.epoch);
+        let mut now = [0; WINDOW];
+        let len = b.bytes.len();
+        if memory.read(b.gpa, &mut now[..len]).is_err() || now[..len] != *b.bytes {
+            self.cpu.stats.blocks_dropped += 1;
+            return false;
+        }
+        self.cache.block_mut(n).trusted = settled;
+        true
+    }
+
+    /// Files a decoded block under the version of its page, and asks for a shoot-down if fast writes to it may be about.
+    fn seal(&mut self, gpa: u64, d: decode::Decoded, bytes: &[u8]) -> Block {
+        let (version, cached) = self.cpu.mmu.memory().mark_code(gpa, u64::from(d.len));
+        if cached {
+            self.cpu.mmu.flush_writes_to(gpa);
+            self.shared.raise(self.cpu.index);
+        }
+        let epoch = self.shared.epoch();
+        let len = d.len as usize;
+        // The bytes were read before the page was marked: only what has not changed since is known to be right. A block
+        // that did change is not trusted, fails its comparison, and is decoded anew when next met.
+        let mut now = [0; WINDOW];
+        let same = self.cpu.mmu.memory().read(gpa, &mut now[..len]).is_ok() && now[..len] == bytes[..len];
+        let trusted = same && self.shared.settled(self.cpu.index, epoch);
+        Block {
+            ops: d.ops.into_boxed_slice(),
+            insns: d.insns,
+            gpa,
+            len: d.len,
+            version,
+            bytes: bytes[..len].into(),
+            trusted,
+            epoch,
+        }
+    }
+
+    /// Code in MMIO space: one instruction at a time, never kept.
+    fn outside_ram(&mut self, gpa: u64, window: usize, single: bool) -> R<Found> {
+        let mut bytes = [0; MAX_INSN];
+        let bytes = &mut bytes[..window.min(MAX_INSN)];
+        self.cpu.phys_read(gpa, bytes);
+        let d = decode::decode(bytes, How { limit: 1, ..self.how(single) });
+        if d.insns == 0 {
+            let f = self.cpu.ud();
+            self.mark_fault();
+            return Err(f);
+        }
+        Ok(Found::Once(Box::new(loose(gpa, d, bytes))))
+    }
+
+    /// An instruction that continues in the next page, or beyond the segment's limit.
+    fn straddling(&mut self, lin: u64, gpa: u64, head: &[u8], key: u8) -> R<Found> {
+        let rest = MAX_INSN.saturating_sub(head.len());
+        let at_limit = gpa % PAGE_SIZE + (head.len() as u64) < PAGE_SIZE;
+        if at_limit || rest == 0 {
+            let f = self.cpu.gp(0);
+            self.mark_fault();
+            return Err(f);
+        }
+        let next_page = self.cpu.lin_add(lin, head.len() as u64);
+        let fetched = self.cpu.fetch_gpa(next_page);
+        self.mark_fault();
+        let gpa2 = fetched?;
+        let mut bytes = [0; MAX_INSN];
+        bytes[..head.len()].copy_from_slice(head);
+        let mut tail = rest;
+        if self.cpu.mode != Mode::Long {
+            let limit = u64::from(self.cpu.seg[sreg::CS].limit);
+            let end = limit.saturating_sub(self.cpu.rip).saturating_add(1).min(MAX_INSN as u64) as usize;
+            tail = tail.min(end.saturating_sub(head.len()));
+        }
+        self.cpu.phys_read(gpa2, &mut bytes[head.len()..head.len() + tail]);
+        let bytes = &bytes[..head.len() + tail];
+        if self.cache.straddling(gpa, gpa2, key, bytes) {
+            return Ok(Found::Straddling(gpa, gpa2));
+        }
+        let d = decode::decode(bytes, How { limit: 1, ..self.how(true) });
+        if d.insns == 0 {
+            let f = self.cpu.gp(0);
+            self.mark_fault();
+            return Err(f);
+        }
+        self.cache.insert_straddling(gpa, gpa2, key, loose(gpa, d, bytes));
+        Ok(Found::Straddling(gpa, gpa2))
+    }
+}
+
+/// A block outside the rules of versions and trust.
+fn loose(gpa: u64, d: decode::Decoded, bytes: &[u8]) -> Block {
+    let len = d.len as usize;
+    Block {
+        ops: d.ops.into_boxed_slice(),
+        insns: d.insns,
+        gpa,
+        len: d.len,
+        version: 0,
+        bytes: bytes[..len].into(),
+        trusted: false,
+        epoch: 0,
+    }
+}
+
+/// Runs a block's ops and counts its instructions.
+#[inline(always)]
+fn run_block(cpu: &mut Cpu, b: &Block) {
+    cpu.regs[slot::BLOCK as usize] = cpu.rip;
+    (b.ops[0].handler)(cpu, &b.ops);
+    cpu.stats.blocks_run += 1;
+    let mut insns = b.insns;
+    if cpu.left != 0 {
+        // The closing pseudo-op is among those not executed, but is no instruction.
+        let closing = b.ops.len() as u32 - b.insns;
+        insns -= cpu.left - closing;
+        cpu.left = 0;
+        cpu.leave = true;
+    }
+    cpu.stats.instructions += u64::from(insns);
+}
+
+impl Vcpu for Interpreter {
+    fn run(&mut self) -> Exit {
+        self.shared.acknowledge(self.index());
+        self.poll();
+        let exit = loop {
+            if self.cpu.stop.load() != 0 || self.attention {
+                match self.between() {
+                    Some(exit) => break exit,
+                    None => continue,
+                }
+            }
+            if let Err(exit) = self.block(false) {
+                break exit;
+            }
+        };
+        self.cpu.mmu.flush_writes();
+        self.shared.idle(self.index());
+        exit
+    }
+
+    fn state(&self) -> VcpuState {
+        state::save(&self.cpu)
+    }
+
+    fn set_state(&mut self, s: &VcpuState) -> Result<(), EngineError> {
+        state::load(&mut self.cpu, s)?;
+        self.cache.clear();
+        self.update_attention();
+        Ok(())
+    }
+
+    fn stats(&self) -> Stats {
+        self.cpu.stats
+    }
+}

@@ -1,0 +1,97 @@
+//! Shoot-downs between the processors of a machine.
+//!
+//! A page that becomes code must not be written through a fast TLB entry any more. The processor that decodes it raises
+//! the epoch and asks the others to drop their fast write entries; until all have acknowledged, blocks of that time are
+//! compared with memory before each run. A processor that sleeps or is paused holds no such entries and has
+//! acknowledged everything to come.
+
+use ringer_engine::StopToken;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+/// State shared by the processors of one machine.
+#[derive(Debug)]
+pub struct Shared {
+    epoch: AtomicU64,
+    acks: Box<[AtomicU64]>,
+    stops: Mutex<Vec<(u32, StopToken)>>,
+}
+
+impl Shared {
+    /// For `vcpus` processors, all of them not running.
+    #[must_use]
+    pub fn new(vcpus: u32) -> Shared {
+        let acks = (0..vcpus).map(|_| AtomicU64::new(u64::MAX)).collect();
+        Shared { epoch: AtomicU64::new(0), acks, stops: Mutex::new(Vec::new()) }
+    }
+
+    /// Registers how to get the attention of processor `index`.
+    pub fn register(&self, index: u32, stop: StopToken) {
+        self.stops.lock().unwrap_or_else(PoisonError::into_inner).push((index, stop));
+    }
+
+    /// Asks all processors but `index` to drop their fast write entries.
+    pub fn raise(&self, index: u32) {
+        self.epoch.fetch_add(1, Ordering::SeqCst);
+        for (i, stop) in &*self.stops.lock().unwrap_or_else(PoisonError::into_inner) {
+            if *i != index && self.ack_of(*i) != u64::MAX {
+                stop.raise(StopToken::ENGINE);
+            }
+        }
+    }
+
+    fn ack_of(&self, index: u32) -> u64 {
+        self.acks.get(index as usize).map_or(u64::MAX, |a| a.load(Ordering::SeqCst))
+    }
+
+    /// The epoch now: code decoded now can be trusted once all have acknowledged it.
+    #[must_use]
+    pub fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::SeqCst)
+    }
+
+    /// Processor `index` holds no fast write entry made before now.
+    pub fn acknowledge(&self, index: u32) {
+        self.set(index, self.epoch());
+    }
+
+    /// Processor `index` holds no fast write entries and makes none until it acknowledges again.
+    pub fn idle(&self, index: u32) {
+        self.set(index, u64::MAX);
+    }
+
+    fn set(&self, index: u32, v: u64) {
+        if let Some(a) = self.acks.get(index as usize) {
+            a.store(v, Ordering::SeqCst);
+        }
+    }
+
+    /// Whether all processors but `index` have acknowledged `epoch`.
+    #[must_use]
+    pub fn settled(&self, index: u32, epoch: u64) -> bool {
+        self.acks.iter().enumerate().all(|(i, a)| i == index as usize || a.load(Ordering::SeqCst) >= epoch)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settled_once_every_other_has_acknowledged() {
+        let s = Shared::new(3);
+        let t = StopToken::new();
+        s.register(1, t.clone());
+        s.acknowledge(0);
+        s.acknowledge(1);
+        s.raise(0);
+        assert_eq!(t.take(StopToken::ENGINE), StopToken::ENGINE);
+        let e = s.epoch();
+        assert!(!s.settled(0, e));
+        s.acknowledge(1);
+        assert!(s.settled(0, e), "processor 2 does not run");
+        s.raise(0);
+        s.idle(1);
+        assert!(s.settled(0, s.epoch()));
+    }
+}
