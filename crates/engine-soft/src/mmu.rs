@@ -8,7 +8,7 @@ use crate::cpu::{Cpu, Fault, Mode, R};
 use ringer_arch::exception::{Exception, pf, vector};
 use ringer_arch::cpu::{CpuModel, Feature, Vendor};
 use ringer_arch::paging::{self, Access, Kind};
-use ringer_arch::regs::{cr0, cr4, efer, rflags};
+use ringer_arch::regs::{cr0, cr4, rflags};
 use ringer_memory::raw::{self, GuestInt};
 use ringer_memory::{GuestMemory, PAGE_SIZE, PageFlags};
 

@@ -39,7 +39,7 @@ fn integer(cpu: &mut Cpu, i: &Instruction) -> Option<R<()>> {
         M::Bsf | M::Bsr => bit_scan(cpu, i),
         M::Bswap | M::Xchg | M::Xadd | M::Cmpxchg | M::Cmpxchg8b | M::Cmpxchg16b | M::Movbe => exchange(cpu, i),
         M::Push | M::Pop => return stack(cpu, i),
-        M::Pushaw | M::Pushad | M::Popaw | M::Popad | M::Enter | M::Leave => stack_frame(cpu, i),
+        M::Pusha | M::Pushad | M::Popa | M::Popad | M::Enter | M::Leave => stack_frame(cpu, i),
         M::Lea => {
             let v = cpu.ea(i);
             cpu.set_reg(i.op0_register(), v);
@@ -482,8 +482,8 @@ fn stack(cpu: &mut Cpu, i: &Instruction) -> Option<R<()>> {
 
 fn stack_frame(cpu: &mut Cpu, i: &Instruction) -> R<()> {
     match i.mnemonic() {
-        M::Pushaw | M::Pushad => {
-            let size = if i.mnemonic() == M::Pushaw { 2 } else { 4 };
+        M::Pusha | M::Pushad => {
+            let size = if i.mnemonic() == M::Pusha { 2 } else { 4 };
             let saved = cpu.regs[4];
             for r in 0..8 {
                 let v = if r == 4 { saved } else { cpu.regs[r] };
@@ -494,8 +494,8 @@ fn stack_frame(cpu: &mut Cpu, i: &Instruction) -> R<()> {
             }
             Ok(())
         }
-        M::Popaw | M::Popad => {
-            let size = if i.mnemonic() == M::Popaw { 2 } else { 4 };
+        M::Popa | M::Popad => {
+            let size = if i.mnemonic() == M::Popa { 2 } else { 4 };
             let mut v = [0; 8];
             for (n, slot) in v.iter_mut().enumerate() {
                 *slot = cpu.peek(size, n as u64 * u64::from(size))?;
