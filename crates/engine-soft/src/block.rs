@@ -1,13 +1,39 @@
-//! Decoded blocks: a run of instructions of one page, each with the function that executes it.
+//! Decoded blocks: a run of instructions of one page, each with the function that executes it. An unsafe room: a [`Cursor`] steps
+//! through a block's ops without counting them.
 
-use crate::cpu::{Cpu, slot};
+use crate::cpu::{Cpu, Mode, slot};
 use iced_x86::Instruction;
+use std::marker::PhantomData;
 
-/// Executes the first op of the slice, then hands on to the next op's handler.
+/// Executes the op at the cursor, then hands on to the next op's handler.
 ///
 /// A tail call where the optimizer makes it one; blocks are short ([`MAX_OPS`]), so the stack is bounded where not.
-/// Whoever does not hand on has set [`Cpu::rip`] (and [`Cpu::left`], unless it was the last op).
-pub type Handler = fn(&mut Cpu, &[Op]);
+/// Whoever does not hand on has set [`Cpu::rip`]; and [`Cpu::stopped_at`], unless it was the last op.
+pub type Handler = fn(&mut Cpu, Cursor<'_>);
+
+/// A place in a block's ops.
+///
+/// Invariant: it points to an op of a block, and only the last op of a block, whose handler is [`last`] and does not
+/// hand on, has none behind it.
+#[derive(Clone, Copy)]
+pub struct Cursor<'a>(*const Op, PhantomData<&'a Op>);
+
+impl<'a> Cursor<'a> {
+    /// The op here.
+    #[inline(always)]
+    #[must_use]
+    pub fn op(self) -> &'a Op {
+        // SAFETY: the invariant of the type.
+        unsafe { &*self.0 }
+    }
+
+    /// The op behind.
+    #[inline(always)]
+    fn step(self) -> Cursor<'a> {
+        // SAFETY: the invariant of the type: an op that hands on is not the last one.
+        Cursor(unsafe { self.0.add(1) }, PhantomData)
+    }
+}
 
 /// The most ops of a block.
 pub const MAX_OPS: usize = 48;
@@ -42,13 +68,45 @@ pub struct Op {
     pub insn: Option<Box<Instruction>>,
 }
 
+/// The ops of a block, closed by one that is no instruction.
+pub struct Ops(Box<[Op]>);
+
+impl Ops {
+    /// Closes `ops` with an op whose handler is [`last`].
+    #[must_use]
+    pub fn new(mut ops: Vec<Op>, mut closing: Op) -> Ops {
+        closing.handler = last;
+        ops.push(closing);
+        Ops(ops.into_boxed_slice())
+    }
+
+    /// Guest instructions among them.
+    #[must_use]
+    pub fn insns(&self) -> u32 {
+        self.0.len() as u32 - 1
+    }
+
+    /// Runs them; returns how many instructions have completed.
+    #[inline(always)]
+    pub fn run(&self, cpu: &mut Cpu) -> u32 {
+        cpu.regs[slot::BLOCK as usize] = cpu.rip;
+        let first = Cursor(self.0.as_ptr(), PhantomData);
+        (first.op().handler)(cpu, first);
+        if cpu.stopped_at == 0 {
+            return self.insns();
+        }
+        cpu.leave = true;
+        let done = (std::mem::take(&mut cpu.stopped_at) - self.0.as_ptr() as usize) / size_of::<Op>();
+        done as u32
+    }
+}
+
 /// A decoded block.
 pub struct Block {
-    /// Its ops; the last one leaves the block.
-    pub ops: Box<[Op]>,
-    /// Guest instructions in it (a closing pseudo-op is not one).
-    pub insns: u32,
-    /// Guest-physical address of its first byte; the whole block lies in that page unless `straddles`.
+    /// Its ops.
+    pub ops: Ops,
+    /// Guest-physical address of its first byte. The whole block lies in that page, unless it is a single straddling
+    /// instruction.
     pub gpa: u64,
     /// Length in bytes.
     pub len: u32,
@@ -64,38 +122,53 @@ pub struct Block {
 
 /// Hands on to the next op.
 #[inline(always)]
-pub fn next(cpu: &mut Cpu, ops: &[Op]) {
-    if let [_, rest @ ..] = ops
-        && let [op, ..] = rest
-    {
-        (op.handler)(cpu, rest);
-    }
+pub fn next(cpu: &mut Cpu, at: Cursor<'_>) {
+    let n = at.step();
+    (n.op().handler)(cpu, n);
 }
 
 /// Hands on, unless the op asked for the block to be left (it wrote into code, say).
 #[inline(always)]
-pub fn next_unless_left(cpu: &mut Cpu, ops: &[Op]) {
+pub fn next_unless_left(cpu: &mut Cpu, at: Cursor<'_>) {
     if cpu.leave {
-        return leave(cpu, ops);
+        return leave(cpu, at);
     }
-    next(cpu, ops);
+    next(cpu, at);
 }
 
-/// Leaves the block after the current op, which has completed.
+/// Closes every block; the op before it has gone on to the next instruction.
+fn last(cpu: &mut Cpu, at: Cursor<'_>) {
+    if cpu.mode == Mode::Long {
+        cpu.rip = cpu.regs[slot::BLOCK as usize].wrapping_add(u64::from(at.op().ip));
+    }
+    // Elsewhere every op sets RIP itself, wrapped as the code size wants it.
+}
+
+/// Leaves the block after the current op, which has completed and left RIP alone.
 #[cold]
-pub fn leave(cpu: &mut Cpu, ops: &[Op]) {
-    let op = &ops[0];
+pub fn leave(cpu: &mut Cpu, at: Cursor<'_>) {
+    let op = at.op();
     cpu.rip = cpu.regs[slot::BLOCK as usize].wrapping_add(u64::from(op.ip) + u64::from(op.len));
-    cpu.left = ops.len() as u32 - 1;
+    stop_after(cpu, at);
 }
 
-/// Leaves the block at the current op, which has faulted.
+/// Leaves the block after the current op, which has completed and set RIP.
+pub fn stop_after(cpu: &mut Cpu, at: Cursor<'_>) {
+    cpu.stopped_at = at.0 as usize + size_of::<Op>();
+}
+
+/// Leaves the block at the current op, which has faulted and set RIP.
+pub fn stop_at(cpu: &mut Cpu, at: Cursor<'_>) {
+    cpu.stopped_at = at.0 as usize;
+}
+
+/// Leaves the block at the current op, which has faulted and left RIP alone.
 #[cold]
-pub fn abort(cpu: &mut Cpu, ops: &[Op]) {
+pub fn abort(cpu: &mut Cpu, at: Cursor<'_>) {
     use ringer_arch::Exception;
-    let op = &ops[0];
+    let op = at.op();
     cpu.rip = cpu.regs[slot::BLOCK as usize].wrapping_add(u64::from(op.ip));
-    cpu.left = ops.len() as u32;
+    stop_at(cpu, at);
     if op.stack && cpu.exc == Some(Exception::GP0) {
         // The soft MMU raises #GP(0) for a non-canonical address; through the stack segment it is #SS(0) (Intel SDM vol. 1
         // §3.3.7.1).

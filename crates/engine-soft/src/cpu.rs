@@ -135,8 +135,8 @@ pub struct Cpu {
     pub soft_int: Option<u8>,
     /// A fault of delivering a fault of delivering...: the machine must reset.
     pub triple_fault: bool,
-    /// Ops of the current block not executed, when it was left early.
-    pub left: u32,
+    /// Address of the first op of the current block that was not executed, when it was left early; else 0.
+    pub stopped_at: usize,
     /// The block must be left after the current instruction: what it was decoded under may not hold any more.
     pub leave: bool,
     /// CPUID model.
@@ -190,7 +190,7 @@ impl Cpu {
             exc: None,
             soft_int: None,
             triple_fault: false,
-            left: 0,
+            stopped_at: 0,
             leave: false,
             model: p.cpu.clone(),
             io,

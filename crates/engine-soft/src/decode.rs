@@ -1,16 +1,14 @@
 //! From guest bytes to a [`Block`]'s ops. Nothing but iced knows opcodes; nothing but this picks handlers.
 
-use crate::block::{MAX_OPS, Op, abort, next};
+use crate::block::{Cursor, MAX_OPS, Op, Ops, abort, next, stop_after, stop_at};
 use crate::cpu::{Cpu, Mode, slot};
 use crate::exec::{fast, generic};
 use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, Mnemonic};
 
 /// What decoding the bytes of a page gave.
 pub struct Decoded {
-    /// The ops, empty if not one whole instruction was there.
-    pub ops: Vec<Op>,
-    /// Guest instructions.
-    pub insns: u32,
+    /// The ops; without an instruction if not one whole instruction was there.
+    pub ops: Ops,
     /// Bytes they take.
     pub len: u32,
 }
@@ -31,30 +29,22 @@ pub struct How {
 pub fn decode(bytes: &[u8], how: How) -> Decoded {
     let options = if how.amd { DecoderOptions::AMD } else { DecoderOptions::NONE };
     let mut decoder = Decoder::with_ip(how.bits, bytes, 0, options);
-    let mut out = Decoded { ops: Vec::new(), insns: 0, len: 0 };
+    let mut ops = Vec::new();
+    let mut len = 0;
     let mut insn = Instruction::default();
-    let limit = how.limit.min(MAX_OPS - 1);
+    let limit = how.limit.min(MAX_OPS);
     let mut closed = false;
-    while !closed && out.ops.len() < limit && decoder.can_decode() {
+    while !closed && ops.len() < limit && decoder.can_decode() {
         decoder.decode_out(&mut insn);
         if insn.is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes {
             break;
         }
-        let ip = out.len;
-        out.len += insn.len() as u32;
+        let ip = len;
+        len += insn.len() as u32;
         closed = insn.is_invalid() || ends_block(&insn);
-        let op = make_op(&insn, ip, how, insn.is_invalid().then(|| too_long(&bytes[ip as usize..])));
-        out.ops.push(op);
-        out.insns += 1;
+        ops.push(make_op(&insn, ip, how, insn.is_invalid().then(|| too_long(&bytes[ip as usize..]))));
     }
-    let generic_last = out.ops.last().is_none_or(|o| o.insn.is_some());
-    if !closed && !generic_last {
-        let mut op = blank(out.len, 0);
-        op.handler = fast::end;
-        out.ops.push(op);
-    }
-    out.ops.shrink_to_fit();
-    out
+    Decoded { ops: Ops::new(ops, blank(len, 0)), len }
 }
 
 fn ends_block(i: &Instruction) -> bool {
@@ -106,20 +96,20 @@ fn make_op(i: &Instruction, ip: u32, how: How, invalid: Option<bool>) -> Op {
     op
 }
 
-fn raise_ud(cpu: &mut Cpu, ops: &[Op]) {
+fn raise_ud(cpu: &mut Cpu, at: Cursor<'_>) {
     cpu.ud();
-    abort(cpu, ops);
+    abort(cpu, at);
 }
 
-fn raise_gp(cpu: &mut Cpu, ops: &[Op]) {
+fn raise_gp(cpu: &mut Cpu, at: Cursor<'_>) {
     cpu.gp(0);
-    abort(cpu, ops);
+    abort(cpu, at);
 }
 
 /// Executes an op from its decoded instruction.
-fn run_generic(cpu: &mut Cpu, ops: &[Op]) {
-    let op = &ops[0];
-    let Some(insn) = &op.insn else { return raise_ud(cpu, ops) };
+fn run_generic(cpu: &mut Cpu, at: Cursor<'_>) {
+    let op = at.op();
+    let Some(insn) = &op.insn else { return raise_ud(cpu, at) };
     let wrap = match cpu.mode {
         Mode::Long => u64::MAX,
         Mode::Prot32 => 0xffff_ffff,
@@ -132,11 +122,11 @@ fn run_generic(cpu: &mut Cpu, ops: &[Op]) {
         Ok(()) => {
             cpu.rip = cpu.next_rip;
             if cpu.rip == following && !cpu.leave {
-                next(cpu, ops);
+                next(cpu, at);
             } else {
-                cpu.left = ops.len() as u32 - 1;
+                stop_after(cpu, at);
             }
         }
-        Err(_) => cpu.left = ops.len() as u32,
+        Err(_) => stop_at(cpu, at),
     }
 }

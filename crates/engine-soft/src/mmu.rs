@@ -359,19 +359,56 @@ impl Cpu {
         self.cpl == 3 && self.cr0 & cr0::AM != 0 && self.sysflags & rflags::AC != 0
     }
 
+    /// Loads from `lin` if the TLB in force has a fast entry for it.
+    #[inline(always)]
+    #[must_use]
+    pub fn load_hit<T: GuestInt>(&self, lin: u64) -> Option<T> {
+        // SAFETY: `cur` points to ENTRIES entries; the index is masked.
+        let e = unsafe { &*self.mmu.cur.add(index_of(lin)) };
+        // SAFETY: the tag matched: the invariant of this module.
+        (lin.wrapping_sub(e.read) <= PAGE_SIZE - T::SIZE)
+            .then(|| unsafe { T::load(lin.wrapping_add(e.addend) as *const u8) })
+    }
+
+    /// Stores to `lin` if the TLB in force has a fast entry for it, and says whether it had.
+    #[inline(always)]
+    #[must_use]
+    pub fn store_hit<T: GuestInt>(&mut self, lin: u64, v: T) -> bool {
+        // SAFETY: as in `load_hit`.
+        let e = unsafe { &*self.mmu.cur.add(index_of(lin)) };
+        let hit = lin.wrapping_sub(e.write) <= PAGE_SIZE - T::SIZE;
+        if hit {
+            // SAFETY: as in `load_hit`.
+            unsafe { T::store(lin.wrapping_add(e.addend) as *mut u8, v) };
+        }
+        hit
+    }
+
+    /// Reads, changes and writes back an integer at `lin`, not atomically, if the TLB in force has a fast entry for it.
+    #[inline(always)]
+    #[must_use]
+    pub fn modify_hit<T: GuestInt>(&mut self, lin: u64, f: impl FnOnce(T) -> T) -> bool {
+        // SAFETY: as in `load_hit`.
+        let e = unsafe { &*self.mmu.cur.add(index_of(lin)) };
+        let hit = lin.wrapping_sub(e.write) <= PAGE_SIZE - T::SIZE;
+        if hit {
+            let p = lin.wrapping_add(e.addend) as *mut u8;
+            // SAFETY: as in `load_hit`.
+            unsafe { T::store(p, f(T::load(p))) };
+        }
+        hit
+    }
+
     /// Loads from linear address `lin` as this processor's program would.
     ///
     /// # Errors
     /// The fault that the access raises.
     #[inline(always)]
     pub fn load<T: GuestInt>(&mut self, lin: u64) -> R<T> {
-        // SAFETY: `cur` points to ENTRIES entries; the index is masked.
-        let e = unsafe { &*self.mmu.cur.add(index_of(lin)) };
-        if lin.wrapping_sub(e.read) <= PAGE_SIZE - T::SIZE {
-            // SAFETY: the tag matched: the invariant of this module.
-            return Ok(unsafe { T::load(lin.wrapping_add(e.addend) as *const u8) });
+        match self.load_hit(lin) {
+            Some(v) => Ok(v),
+            None => self.load_slow(lin),
         }
-        self.load_slow(lin)
     }
 
     /// Stores to linear address `lin` as this processor's program would.
@@ -380,46 +417,40 @@ impl Cpu {
     /// The fault that the access raises; nothing is written then.
     #[inline(always)]
     pub fn store<T: GuestInt>(&mut self, lin: u64, v: T) -> R<()> {
-        // SAFETY: as in `load`.
-        let e = unsafe { &*self.mmu.cur.add(index_of(lin)) };
-        if lin.wrapping_sub(e.write) <= PAGE_SIZE - T::SIZE {
-            // SAFETY: as in `load`.
-            unsafe { T::store(lin.wrapping_add(e.addend) as *mut u8, v) };
-            return Ok(());
-        }
-        self.store_slow(lin, v)
+        if self.store_hit(lin, v) { Ok(()) } else { self.store_slow(lin, v) }
     }
 
-    /// Reads, changes and writes back an integer, not atomically.
+    /// Reads, changes and writes back an integer, not atomically, whatever it takes.
     ///
     /// # Errors
     /// The fault that a write would raise; nothing is written then.
-    #[inline(always)]
-    pub fn modify<T: GuestInt>(&mut self, lin: u64, mut f: impl FnMut(T) -> T) -> R<()> {
-        // SAFETY: as in `load`.
-        let e = unsafe { &*self.mmu.cur.add(index_of(lin)) };
-        if lin.wrapping_sub(e.write) <= PAGE_SIZE - T::SIZE {
-            let p = lin.wrapping_add(e.addend) as *mut u8;
-            // SAFETY: as in `load`.
-            unsafe { T::store(p, f(T::load(p))) };
-            return Ok(());
-        }
+    #[cold]
+    #[inline(never)]
+    pub fn modify_slow<T: GuestInt>(&mut self, lin: u64, mut f: impl FnMut(T) -> T) -> R<()> {
         self.rmw(lin, T::SIZE as u32, false, |v| f(T::of_u64(v)).to_u64())?;
         Ok(())
     }
 
+    /// [`Cpu::load`] for what has no fast entry.
+    ///
+    /// # Errors
+    /// The fault that the access raises.
     #[cold]
     #[inline(never)]
-    fn load_slow<T: GuestInt>(&mut self, lin: u64) -> R<T> {
+    pub fn load_slow<T: GuestInt>(&mut self, lin: u64) -> R<T> {
         self.check_alignment(lin, T::SIZE)?;
         let mut buf = [0; 8];
         self.access(lin, T::SIZE as usize, false, |cpu, gpa, at, n| cpu.phys_read(gpa, &mut buf[at..at + n]))?;
         Ok(T::of_u64(u64::from_le_bytes(buf)))
     }
 
+    /// [`Cpu::store`] for what has no fast entry.
+    ///
+    /// # Errors
+    /// The fault that the access raises; nothing is written then.
     #[cold]
     #[inline(never)]
-    fn store_slow<T: GuestInt>(&mut self, lin: u64, v: T) -> R<()> {
+    pub fn store_slow<T: GuestInt>(&mut self, lin: u64, v: T) -> R<()> {
         self.check_alignment(lin, T::SIZE)?;
         self.write_bytes_unchecked(lin, &v.to_u64().to_le_bytes()[..T::SIZE as usize])
     }

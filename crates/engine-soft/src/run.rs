@@ -2,7 +2,7 @@
 
 use crate::block::Block;
 use crate::cache::Cache;
-use crate::cpu::{Cpu, Mode, R, slot};
+use crate::cpu::{Cpu, Mode, R};
 use crate::decode::{self, How};
 use crate::shoot::Shared;
 use crate::sys::{debug, interrupt, state};
@@ -224,7 +224,6 @@ impl Interpreter {
     #[cold]
     fn finish(&mut self) -> Result<(), Exit> {
         self.cpu.leave = false;
-        self.cpu.left = 0;
         if self.cpu.exc.is_some() {
             self.cpu.stats.exceptions += 1;
             interrupt::raise_pending(&mut self.cpu);
@@ -306,7 +305,7 @@ impl Interpreter {
         let bytes = &mut bytes[..window];
         self.cpu.phys_read(gpa, bytes);
         let d = decode::decode(bytes, self.how(single));
-        if d.insns == 0 {
+        if d.ops.insns() == 0 {
             return self.straddling(lin, gpa, bytes, key);
         }
         self.cpu.stats.blocks_decoded += 1;
@@ -363,8 +362,7 @@ impl Interpreter {
         let same = self.cpu.mmu.memory().read(gpa, &mut now[..len]).is_ok() && now[..len] == bytes[..len];
         let trusted = same && self.shared.settled(self.cpu.index, epoch);
         Block {
-            ops: d.ops.into_boxed_slice(),
-            insns: d.insns,
+            ops: d.ops,
             gpa,
             len: d.len,
             version,
@@ -380,7 +378,7 @@ impl Interpreter {
         let bytes = &mut bytes[..window.min(MAX_INSN)];
         self.cpu.phys_read(gpa, bytes);
         let d = decode::decode(bytes, How { limit: 1, ..self.how(single) });
-        if d.insns == 0 {
+        if d.ops.insns() == 0 {
             let f = self.cpu.ud();
             self.mark_fault();
             return Err(f);
@@ -415,7 +413,7 @@ impl Interpreter {
             return Ok(Found::Straddling(gpa, gpa2));
         }
         let d = decode::decode(bytes, How { limit: 1, ..self.how(true) });
-        if d.insns == 0 {
+        if d.ops.insns() == 0 {
             let f = self.cpu.gp(0);
             self.mark_fault();
             return Err(f);
@@ -429,8 +427,7 @@ impl Interpreter {
 fn loose(gpa: u64, d: decode::Decoded, bytes: &[u8]) -> Block {
     let len = d.len as usize;
     Block {
-        ops: d.ops.into_boxed_slice(),
-        insns: d.insns,
+        ops: d.ops,
         gpa,
         len: d.len,
         version: 0,
@@ -440,21 +437,12 @@ fn loose(gpa: u64, d: decode::Decoded, bytes: &[u8]) -> Block {
     }
 }
 
-/// Runs a block's ops and counts its instructions.
+/// Runs a block and counts its instructions.
 #[inline(always)]
 fn run_block(cpu: &mut Cpu, b: &Block) {
-    cpu.regs[slot::BLOCK as usize] = cpu.rip;
-    (b.ops[0].handler)(cpu, &b.ops);
+    let done = b.ops.run(cpu);
     cpu.stats.blocks_run += 1;
-    let mut insns = b.insns;
-    if cpu.left != 0 {
-        // The closing pseudo-op is among those not executed, but is no instruction.
-        let closing = b.ops.len() as u32 - b.insns;
-        insns -= cpu.left - closing;
-        cpu.left = 0;
-        cpu.leave = true;
-    }
-    cpu.stats.instructions += u64::from(insns);
+    cpu.stats.instructions += u64::from(done);
 }
 
 impl Vcpu for Interpreter {

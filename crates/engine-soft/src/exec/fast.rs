@@ -1,8 +1,8 @@
 //! Handlers of the hot instruction forms of 64-bit code. Each is generic over operand size and operation; the compiler makes
 //! one function a form. [`select`] picks the handler and fills the operands; `None` means [`super::generic`].
 
-use crate::block::{Handler, Op, abort, next, next_unless_left};
-use crate::cpu::{Cpu, R, slot};
+use crate::block::{Cursor, Handler, Op, abort, next, next_unless_left};
+use crate::cpu::{Cpu, slot};
 use crate::hostops::{Alu, cond, fl};
 use iced_x86::{Instruction, Mnemonic as M, OpKind, Register};
 
@@ -35,10 +35,35 @@ fn ea<const FULL: bool>(cpu: &Cpu, op: &Op) -> u64 {
 
 /// Unwraps a memory access or leaves the handler.
 macro_rules! or_abort {
-    ($cpu:ident, $ops:ident, $e:expr) => {
+    ($cpu:ident, $at:ident, $e:expr) => {
         match $e {
             Ok(v) => v,
-            Err(_) => return abort($cpu, $ops),
+            Err(_) => return abort($cpu, $at),
+        }
+    };
+}
+
+/// Loads through the soft TLB; a miss goes on in the same handler with `SLOW` set, so that the hot one needs no frame.
+macro_rules! load {
+    ($cpu:ident, $at:ident, $t:ty, $lin:expr, $slow:ident, $again:expr) => {
+        if $slow {
+            or_abort!($cpu, $at, $cpu.load_slow::<$t>($lin))
+        } else {
+            match $cpu.load_hit::<$t>($lin) {
+                Some(v) => v,
+                None => return $again($cpu, $at),
+            }
+        }
+    };
+}
+
+/// Stores, likewise.
+macro_rules! store {
+    ($cpu:ident, $at:ident, $lin:expr, $v:expr, $slow:ident, $again:expr) => {
+        if $slow {
+            or_abort!($cpu, $at, $cpu.store_slow($lin, $v))
+        } else if !$cpu.store_hit($lin, $v) {
+            return $again($cpu, $at);
         }
     };
 }
@@ -79,95 +104,88 @@ impl Bin for Test {
     }
 }
 
-fn bin_rr<O: Bin, T: Alu>(cpu: &mut Cpu, ops: &[Op]) {
-    let op = &ops[0];
+fn bin_rr<O: Bin, T: Alu>(cpu: &mut Cpu, at: Cursor<'_>) {
+    let op = at.op();
     let (r, f) = O::f(rd::<T>(cpu, op.a), rd::<T>(cpu, op.b), cpu.fl);
     cpu.fl = f;
     if O::WRITES {
         wr(cpu, op.a, r);
     }
-    next(cpu, ops);
+    next(cpu, at);
 }
 
-fn bin_ri<O: Bin, T: Alu>(cpu: &mut Cpu, ops: &[Op]) {
-    let op = &ops[0];
+fn bin_ri<O: Bin, T: Alu>(cpu: &mut Cpu, at: Cursor<'_>) {
+    let op = at.op();
     let (r, f) = O::f(rd::<T>(cpu, op.a), T::of_u64(op.imm), cpu.fl);
     cpu.fl = f;
     if O::WRITES {
         wr(cpu, op.a, r);
     }
-    next(cpu, ops);
+    next(cpu, at);
 }
 
-fn bin_rm<O: Bin, T: Alu, const FULL: bool>(cpu: &mut Cpu, ops: &[Op]) {
-    let op = &ops[0];
-    let b = or_abort!(cpu, ops, cpu.load::<T>(ea::<FULL>(cpu, op)));
+fn bin_rm<O: Bin, T: Alu, const FULL: bool, const SLOW: bool>(cpu: &mut Cpu, at: Cursor<'_>) {
+    let op = at.op();
+    let b = load!(cpu, at, T, ea::<FULL>(cpu, op), SLOW, bin_rm::<O, T, FULL, true>);
     let (r, f) = O::f(rd::<T>(cpu, op.a), b, cpu.fl);
     cpu.fl = f;
     if O::WRITES {
         wr(cpu, op.a, r);
     }
-    next(cpu, ops);
+    next(cpu, at);
 }
 
-/// Memory destination, `b` a value.
-#[inline(always)]
-fn bin_m<O: Bin, T: Alu, const FULL: bool>(cpu: &mut Cpu, ops: &[Op], b: T) {
-    let op = &ops[0];
+/// Memory destination, register (`IMM`: immediate) source.
+fn bin_m<O: Bin, T: Alu, const FULL: bool, const IMM: bool, const SLOW: bool>(cpu: &mut Cpu, at: Cursor<'_>) {
+    let op = at.op();
     let lin = ea::<FULL>(cpu, op);
-    if O::WRITES {
-        let f = cpu.fl;
-        let mut out = f;
-        or_abort!(cpu, ops, cpu.modify::<T>(lin, |a| {
-            let (r, g) = O::f(a, b, f);
-            out = g;
-            r
-        }));
-        cpu.fl = out;
-        next_unless_left(cpu, ops);
-    } else {
-        let a = or_abort!(cpu, ops, cpu.load::<T>(lin));
+    let b = if IMM { T::of_u64(op.imm) } else { rd::<T>(cpu, op.b) };
+    if !O::WRITES {
+        let a = load!(cpu, at, T, lin, SLOW, bin_m::<O, T, FULL, IMM, true>);
         cpu.fl = O::f(a, b, cpu.fl).1;
-        next(cpu, ops);
+        return next(cpu, at);
     }
+    let f = cpu.fl;
+    let mut out = f;
+    let change = |a: T| {
+        let (r, g) = O::f(a, b, f);
+        out = g;
+        r
+    };
+    if SLOW {
+        or_abort!(cpu, at, cpu.modify_slow(lin, change));
+        cpu.fl = out;
+        return next_unless_left(cpu, at);
+    }
+    if !cpu.modify_hit(lin, change) {
+        return bin_m::<O, T, FULL, IMM, true>(cpu, at);
+    }
+    cpu.fl = out;
+    next(cpu, at);
 }
 
-fn bin_mr<O: Bin, T: Alu, const FULL: bool>(cpu: &mut Cpu, ops: &[Op]) {
-    let b = rd::<T>(cpu, ops[0].b);
-    bin_m::<O, T, FULL>(cpu, ops, b);
+fn mov_rr<T: Alu>(cpu: &mut Cpu, at: Cursor<'_>) {
+    let v = rd::<T>(cpu, at.op().b);
+    wr(cpu, at.op().a, v);
+    next(cpu, at);
 }
 
-fn bin_mi<O: Bin, T: Alu, const FULL: bool>(cpu: &mut Cpu, ops: &[Op]) {
-    let b = T::of_u64(ops[0].imm);
-    bin_m::<O, T, FULL>(cpu, ops, b);
+fn mov_ri<T: Alu>(cpu: &mut Cpu, at: Cursor<'_>) {
+    wr(cpu, at.op().a, T::of_u64(at.op().imm));
+    next(cpu, at);
 }
 
-fn mov_rr<T: Alu>(cpu: &mut Cpu, ops: &[Op]) {
-    let v = rd::<T>(cpu, ops[0].b);
-    wr(cpu, ops[0].a, v);
-    next(cpu, ops);
+fn mov_rm<T: Alu, const FULL: bool, const SLOW: bool>(cpu: &mut Cpu, at: Cursor<'_>) {
+    let v = load!(cpu, at, T, ea::<FULL>(cpu, at.op()), SLOW, mov_rm::<T, FULL, true>);
+    wr(cpu, at.op().a, v);
+    next(cpu, at);
 }
 
-fn mov_ri<T: Alu>(cpu: &mut Cpu, ops: &[Op]) {
-    wr(cpu, ops[0].a, T::of_u64(ops[0].imm));
-    next(cpu, ops);
-}
-
-fn mov_rm<T: Alu, const FULL: bool>(cpu: &mut Cpu, ops: &[Op]) {
-    let v = or_abort!(cpu, ops, cpu.load::<T>(ea::<FULL>(cpu, &ops[0])));
-    wr(cpu, ops[0].a, v);
-    next(cpu, ops);
-}
-
-fn mov_mr<T: Alu, const FULL: bool>(cpu: &mut Cpu, ops: &[Op]) {
-    let v = rd::<T>(cpu, ops[0].b);
-    or_abort!(cpu, ops, cpu.store::<T>(ea::<FULL>(cpu, &ops[0]), v));
-    next_unless_left(cpu, ops);
-}
-
-fn mov_mi<T: Alu, const FULL: bool>(cpu: &mut Cpu, ops: &[Op]) {
-    or_abort!(cpu, ops, cpu.store::<T>(ea::<FULL>(cpu, &ops[0]), T::of_u64(ops[0].imm)));
-    next_unless_left(cpu, ops);
+fn mov_m<T: Alu, const FULL: bool, const IMM: bool, const SLOW: bool>(cpu: &mut Cpu, at: Cursor<'_>) {
+    let op = at.op();
+    let v = if IMM { T::of_u64(op.imm) } else { rd::<T>(cpu, op.b) };
+    store!(cpu, at, ea::<FULL>(cpu, op), v, SLOW, mov_m::<T, FULL, IMM, true>);
+    if SLOW { next_unless_left(cpu, at) } else { next(cpu, at) }
 }
 
 /// Widens `v` of type `S` for a destination register.
@@ -182,107 +200,107 @@ fn widen<S: Alu, const SIGNED: bool>(v: S) -> u64 {
     }
 }
 
-fn movx_rr<D: Alu, S: Alu, const SIGNED: bool>(cpu: &mut Cpu, ops: &[Op]) {
-    let v = widen::<S, SIGNED>(rd(cpu, ops[0].b));
-    wr(cpu, ops[0].a, D::of_u64(v));
-    next(cpu, ops);
+fn movx_rr<D: Alu, S: Alu, const SIGNED: bool>(cpu: &mut Cpu, at: Cursor<'_>) {
+    let v = widen::<S, SIGNED>(rd(cpu, at.op().b));
+    wr(cpu, at.op().a, D::of_u64(v));
+    next(cpu, at);
 }
 
-fn movx_rm<D: Alu, S: Alu, const SIGNED: bool, const FULL: bool>(cpu: &mut Cpu, ops: &[Op]) {
-    let v = or_abort!(cpu, ops, cpu.load::<S>(ea::<FULL>(cpu, &ops[0])));
-    wr(cpu, ops[0].a, D::of_u64(widen::<S, SIGNED>(v)));
-    next(cpu, ops);
+fn movx_rm<D: Alu, S: Alu, const SIGNED: bool, const FULL: bool, const SLOW: bool>(cpu: &mut Cpu, at: Cursor<'_>) {
+    let v = load!(cpu, at, S, ea::<FULL>(cpu, at.op()), SLOW, movx_rm::<D, S, SIGNED, FULL, true>);
+    wr(cpu, at.op().a, D::of_u64(widen::<S, SIGNED>(v)));
+    next(cpu, at);
 }
 
-fn lea<T: Alu>(cpu: &mut Cpu, ops: &[Op]) {
+fn lea<T: Alu>(cpu: &mut Cpu, at: Cursor<'_>) {
     // The segment base does not take part in LEA: `select` leaves its slot zero.
-    let v = T::of_u64(ea::<true>(cpu, &ops[0]));
-    wr(cpu, ops[0].a, v);
-    next(cpu, ops);
+    let v = T::of_u64(ea::<true>(cpu, at.op()));
+    wr(cpu, at.op().a, v);
+    next(cpu, at);
 }
 
-fn inc_dec<T: Alu, const DEC: bool>(cpu: &mut Cpu, ops: &[Op]) {
-    let a = rd::<T>(cpu, ops[0].a);
+fn inc_dec<T: Alu, const DEC: bool>(cpu: &mut Cpu, at: Cursor<'_>) {
+    let a = rd::<T>(cpu, at.op().a);
     let (r, f) = if DEC { T::dec(a, cpu.fl) } else { T::inc(a, cpu.fl) };
     cpu.fl = f;
-    wr(cpu, ops[0].a, r);
-    next(cpu, ops);
+    wr(cpu, at.op().a, r);
+    next(cpu, at);
 }
 
-fn inc_dec_m<T: Alu, const DEC: bool>(cpu: &mut Cpu, ops: &[Op]) {
-    let lin = ea::<true>(cpu, &ops[0]);
+fn inc_dec_m<T: Alu, const DEC: bool>(cpu: &mut Cpu, at: Cursor<'_>) {
+    let lin = ea::<true>(cpu, at.op());
     let f = cpu.fl;
     let mut out = f;
-    or_abort!(cpu, ops, cpu.modify::<T>(lin, |a| {
+    or_abort!(cpu, at, cpu.modify_slow::<T>(lin, |a| {
         let (r, g) = if DEC { T::dec(a, f) } else { T::inc(a, f) };
         out = g;
         r
     }));
     cpu.fl = out;
-    next_unless_left(cpu, ops);
+    next_unless_left(cpu, at);
 }
 
-fn neg<T: Alu>(cpu: &mut Cpu, ops: &[Op]) {
-    let (r, f) = T::neg(rd(cpu, ops[0].a));
+fn neg<T: Alu>(cpu: &mut Cpu, at: Cursor<'_>) {
+    let (r, f) = T::neg(rd(cpu, at.op().a));
     cpu.fl = f;
-    wr(cpu, ops[0].a, r);
-    next(cpu, ops);
+    wr(cpu, at.op().a, r);
+    next(cpu, at);
 }
 
-fn not<T: Alu>(cpu: &mut Cpu, ops: &[Op]) {
-    let v = T::of_u64(!cpu.regs[ops[0].a as usize]);
-    wr(cpu, ops[0].a, v);
-    next(cpu, ops);
+fn not<T: Alu>(cpu: &mut Cpu, at: Cursor<'_>) {
+    let v = T::of_u64(!cpu.regs[at.op().a as usize]);
+    wr(cpu, at.op().a, v);
+    next(cpu, at);
 }
 
 /// Shift by a non-zero immediate (below the operand's size) or by CL (`b` = RCX).
-fn shift<T: Alu, const OP: u8, const BY_CL: bool>(cpu: &mut Cpu, ops: &[Op]) {
-    let cl = if BY_CL { cpu.regs[1] as u8 } else { ops[0].imm as u8 };
-    let (r, f) = T::shift::<OP>(rd(cpu, ops[0].a), cl, cpu.fl);
+fn shift<T: Alu, const OP: u8, const BY_CL: bool>(cpu: &mut Cpu, at: Cursor<'_>) {
+    let cl = if BY_CL { cpu.regs[1] as u8 } else { at.op().imm as u8 };
+    let (r, f) = T::shift::<OP>(rd(cpu, at.op().a), cl, cpu.fl);
     cpu.fl = f;
-    wr(cpu, ops[0].a, r);
-    next(cpu, ops);
+    wr(cpu, at.op().a, r);
+    next(cpu, at);
 }
 
 #[inline(always)]
-fn imul<T: Alu>(cpu: &mut Cpu, ops: &[Op], a: T, b: T) {
+fn imul<T: Alu>(cpu: &mut Cpu, at: Cursor<'_>, a: T, b: T) {
     let (r, _, f) = crate::hostops::multiply(T::SIZE as u32, true, a.to_u64(), b.to_u64(), cpu.fl);
     cpu.fl = f;
-    wr(cpu, ops[0].a, T::of_u64(r));
-    next(cpu, ops);
+    wr(cpu, at.op().a, T::of_u64(r));
+    next(cpu, at);
 }
 
-fn imul_rr<T: Alu>(cpu: &mut Cpu, ops: &[Op]) {
-    let (a, b) = (rd::<T>(cpu, ops[0].a), rd::<T>(cpu, ops[0].b));
-    imul(cpu, ops, a, b);
+fn imul_rr<T: Alu>(cpu: &mut Cpu, at: Cursor<'_>) {
+    let (a, b) = (rd::<T>(cpu, at.op().a), rd::<T>(cpu, at.op().b));
+    imul(cpu, at, a, b);
 }
 
-fn imul_rri<T: Alu>(cpu: &mut Cpu, ops: &[Op]) {
-    let a = rd::<T>(cpu, ops[0].b);
-    imul(cpu, ops, a, T::of_u64(ops[0].imm));
+fn imul_rri<T: Alu>(cpu: &mut Cpu, at: Cursor<'_>) {
+    let a = rd::<T>(cpu, at.op().b);
+    imul(cpu, at, a, T::of_u64(at.op().imm));
 }
 
-fn imul_rm<T: Alu>(cpu: &mut Cpu, ops: &[Op]) {
-    let b = or_abort!(cpu, ops, cpu.load::<T>(ea::<true>(cpu, &ops[0])));
-    let a = rd::<T>(cpu, ops[0].a);
-    imul(cpu, ops, a, b);
+fn imul_rm<T: Alu>(cpu: &mut Cpu, at: Cursor<'_>) {
+    let b = or_abort!(cpu, at, cpu.load::<T>(ea::<true>(cpu, at.op())));
+    let a = rd::<T>(cpu, at.op().a);
+    imul(cpu, at, a, b);
 }
 
-fn mul_r<T: Alu>(cpu: &mut Cpu, ops: &[Op]) {
-    let b = rd::<T>(cpu, ops[0].a).to_u64();
+fn mul_r<T: Alu>(cpu: &mut Cpu, at: Cursor<'_>) {
+    let b = rd::<T>(cpu, at.op().a).to_u64();
     let (lo, hi, f) = crate::hostops::multiply(T::SIZE as u32, false, cpu.regs[0], b, cpu.fl);
     cpu.fl = f;
     wr(cpu, 0, T::of_u64(lo));
     wr(cpu, 2, T::of_u64(hi));
-    next(cpu, ops);
+    next(cpu, at);
 }
 
-fn div_r<T: Alu>(cpu: &mut Cpu, ops: &[Op]) {
-    let d = u128::from(rd::<T>(cpu, ops[0].a).to_u64());
+fn div_r<T: Alu>(cpu: &mut Cpu, at: Cursor<'_>) {
+    let d = u128::from(rd::<T>(cpu, at.op().a).to_u64());
     let (lo, hi) = (rd::<T>(cpu, 0).to_u64(), rd::<T>(cpu, 2).to_u64());
     if u128::from(hi) >= d {
         cpu.raise(ringer_arch::Exception::DE);
-        return abort(cpu, ops);
+        return abort(cpu, at);
     }
     let (q, r) = if hi == 0 {
         (lo / d as u64, lo % d as u64)
@@ -292,98 +310,87 @@ fn div_r<T: Alu>(cpu: &mut Cpu, ops: &[Op]) {
     };
     wr(cpu, 0, T::of_u64(q));
     wr(cpu, 2, T::of_u64(r));
-    next(cpu, ops);
+    next(cpu, at);
 }
 
-fn bt_ri<T: Alu>(cpu: &mut Cpu, ops: &[Op]) {
-    let bit = cpu.regs[ops[0].a as usize] >> (ops[0].imm & 63) & 1;
+fn bt_ri<T: Alu>(cpu: &mut Cpu, at: Cursor<'_>) {
+    let bit = cpu.regs[at.op().a as usize] >> (at.op().imm & 63) & 1;
     cpu.fl = cpu.fl & !fl::CF | if bit != 0 { fl::CF } else { 0 };
-    next(cpu, ops);
+    next(cpu, at);
 }
 
-fn bt_rr<T: Alu>(cpu: &mut Cpu, ops: &[Op]) {
-    let bit = cpu.regs[ops[0].a as usize] >> (cpu.regs[ops[0].b as usize] & u64::from(T::BITS - 1)) & 1;
+fn bt_rr<T: Alu>(cpu: &mut Cpu, at: Cursor<'_>) {
+    let bit = cpu.regs[at.op().a as usize] >> (cpu.regs[at.op().b as usize] & u64::from(T::BITS - 1)) & 1;
     cpu.fl = cpu.fl & !fl::CF | if bit != 0 { fl::CF } else { 0 };
-    next(cpu, ops);
+    next(cpu, at);
 }
 
-fn xchg_rr<T: Alu>(cpu: &mut Cpu, ops: &[Op]) {
-    let (a, b) = (rd::<T>(cpu, ops[0].a), rd::<T>(cpu, ops[0].b));
-    wr(cpu, ops[0].a, b);
-    wr(cpu, ops[0].b, a);
-    next(cpu, ops);
+fn xchg_rr<T: Alu>(cpu: &mut Cpu, at: Cursor<'_>) {
+    let (a, b) = (rd::<T>(cpu, at.op().a), rd::<T>(cpu, at.op().b));
+    wr(cpu, at.op().a, b);
+    wr(cpu, at.op().b, a);
+    next(cpu, at);
 }
 
-fn cdqe(cpu: &mut Cpu, ops: &[Op]) {
+fn cdqe(cpu: &mut Cpu, at: Cursor<'_>) {
     cpu.regs[0] = cpu.regs[0] as i32 as i64 as u64;
-    next(cpu, ops);
+    next(cpu, at);
 }
 
-fn cqo(cpu: &mut Cpu, ops: &[Op]) {
+fn cqo(cpu: &mut Cpu, at: Cursor<'_>) {
     cpu.regs[2] = (cpu.regs[0] as i64 >> 63) as u64;
-    next(cpu, ops);
+    next(cpu, at);
 }
 
-fn cdq(cpu: &mut Cpu, ops: &[Op]) {
+fn cdq(cpu: &mut Cpu, at: Cursor<'_>) {
     cpu.regs[2] = u64::from((cpu.regs[0] as i32 >> 31) as u32);
-    next(cpu, ops);
+    next(cpu, at);
 }
 
-fn nop(cpu: &mut Cpu, ops: &[Op]) {
-    next(cpu, ops);
+fn nop(cpu: &mut Cpu, at: Cursor<'_>) {
+    next(cpu, at);
 }
 
-fn setcc<const CC: u8>(cpu: &mut Cpu, ops: &[Op]) {
+fn setcc<const CC: u8>(cpu: &mut Cpu, at: Cursor<'_>) {
     let v = u8::from(cond::<CC>(cpu.fl));
-    wr(cpu, ops[0].a, v);
-    next(cpu, ops);
+    wr(cpu, at.op().a, v);
+    next(cpu, at);
 }
 
-fn cmov_rr<T: Alu, const CC: u8>(cpu: &mut Cpu, ops: &[Op]) {
-    let v = rd::<T>(cpu, if cond::<CC>(cpu.fl) { ops[0].b } else { ops[0].a });
-    wr(cpu, ops[0].a, v);
-    next(cpu, ops);
+fn cmov_rr<T: Alu, const CC: u8>(cpu: &mut Cpu, at: Cursor<'_>) {
+    let v = rd::<T>(cpu, if cond::<CC>(cpu.fl) { at.op().b } else { at.op().a });
+    wr(cpu, at.op().a, v);
+    next(cpu, at);
 }
 
-fn cmov_rm<T: Alu, const CC: u8>(cpu: &mut Cpu, ops: &[Op]) {
-    let v = or_abort!(cpu, ops, cpu.load::<T>(ea::<true>(cpu, &ops[0])));
-    let v = if cond::<CC>(cpu.fl) { v } else { rd(cpu, ops[0].a) };
-    wr(cpu, ops[0].a, v);
-    next(cpu, ops);
+fn cmov_rm<T: Alu, const CC: u8>(cpu: &mut Cpu, at: Cursor<'_>) {
+    let v = or_abort!(cpu, at, cpu.load::<T>(ea::<true>(cpu, at.op())));
+    let v = if cond::<CC>(cpu.fl) { v } else { rd(cpu, at.op().a) };
+    wr(cpu, at.op().a, v);
+    next(cpu, at);
 }
 
-#[inline(always)]
-fn push64(cpu: &mut Cpu, v: u64) -> R<()> {
+fn push<const IMM: bool, const SLOW: bool>(cpu: &mut Cpu, at: Cursor<'_>) {
+    let v = if IMM { at.op().imm } else { cpu.regs[at.op().a as usize] };
     let sp = cpu.regs[4].wrapping_sub(8);
-    cpu.store::<u64>(sp, v)?;
+    store!(cpu, at, sp, v, SLOW, push::<IMM, true>);
     cpu.regs[4] = sp;
-    Ok(())
+    if SLOW { next_unless_left(cpu, at) } else { next(cpu, at) }
 }
 
-fn push_r(cpu: &mut Cpu, ops: &[Op]) {
-    let v = cpu.regs[ops[0].a as usize];
-    or_abort!(cpu, ops, push64(cpu, v));
-    next_unless_left(cpu, ops);
-}
-
-fn push_i(cpu: &mut Cpu, ops: &[Op]) {
-    or_abort!(cpu, ops, push64(cpu, ops[0].imm));
-    next_unless_left(cpu, ops);
-}
-
-fn pop_r(cpu: &mut Cpu, ops: &[Op]) {
-    let v = or_abort!(cpu, ops, cpu.load::<u64>(cpu.regs[4]));
+fn pop_r<const SLOW: bool>(cpu: &mut Cpu, at: Cursor<'_>) {
+    let v = load!(cpu, at, u64, cpu.regs[4], SLOW, pop_r::<true>);
     cpu.regs[4] = cpu.regs[4].wrapping_add(8);
-    cpu.regs[ops[0].a as usize] = v;
-    next(cpu, ops);
+    cpu.regs[at.op().a as usize] = v;
+    next(cpu, at);
 }
 
-fn leave_frame(cpu: &mut Cpu, ops: &[Op]) {
+fn leave_frame(cpu: &mut Cpu, at: Cursor<'_>) {
     let bp = cpu.regs[5];
-    let v = or_abort!(cpu, ops, cpu.load::<u64>(bp));
+    let v = or_abort!(cpu, at, cpu.load::<u64>(bp));
     cpu.regs[4] = bp.wrapping_add(8);
     cpu.regs[5] = v;
-    next(cpu, ops);
+    next(cpu, at);
 }
 
 #[inline(always)]
@@ -391,32 +398,29 @@ fn go(cpu: &mut Cpu, offset: u64) {
     cpu.rip = cpu.regs[slot::BLOCK as usize].wrapping_add(offset);
 }
 
-/// Closes a block that runs into the next page or has grown to its limit. Not an instruction.
-pub fn end(cpu: &mut Cpu, ops: &[Op]) {
-    go(cpu, u64::from(ops[0].ip));
+fn jmp(cpu: &mut Cpu, at: Cursor<'_>) {
+    go(cpu, at.op().disp as u64);
 }
 
-fn jmp(cpu: &mut Cpu, ops: &[Op]) {
-    go(cpu, ops[0].disp as u64);
-}
-
-fn jcc<const CC: u8>(cpu: &mut Cpu, ops: &[Op]) {
-    let op = &ops[0];
+fn jcc<const CC: u8>(cpu: &mut Cpu, at: Cursor<'_>) {
+    let op = at.op();
     go(cpu, if cond::<CC>(cpu.fl) { op.disp as u64 } else { op.imm });
 }
 
-fn call(cpu: &mut Cpu, ops: &[Op]) {
-    let back = cpu.regs[slot::BLOCK as usize].wrapping_add(ops[0].imm);
-    or_abort!(cpu, ops, push64(cpu, back));
-    go(cpu, ops[0].disp as u64);
+fn call<const SLOW: bool>(cpu: &mut Cpu, at: Cursor<'_>) {
+    let back = cpu.regs[slot::BLOCK as usize].wrapping_add(at.op().imm);
+    let sp = cpu.regs[4].wrapping_sub(8);
+    store!(cpu, at, sp, back, SLOW, call::<true>);
+    cpu.regs[4] = sp;
+    go(cpu, at.op().disp as u64);
 }
 
 /// Goes to an absolute target; a non-canonical one is #GP(0) on the branch itself.
 #[inline(always)]
-fn go_absolute(cpu: &mut Cpu, ops: &[Op], target: u64) -> bool {
+fn go_absolute(cpu: &mut Cpu, at: Cursor<'_>, target: u64) -> bool {
     if !cpu.canonical(target) {
         cpu.gp(0);
-        abort(cpu, ops);
+        abort(cpu, at);
         // A stack operand does not make this fault #SS: the target, not the access, is non-canonical.
         cpu.exc = Some(ringer_arch::Exception::GP0);
         return false;
@@ -425,45 +429,63 @@ fn go_absolute(cpu: &mut Cpu, ops: &[Op], target: u64) -> bool {
     true
 }
 
-fn ret(cpu: &mut Cpu, ops: &[Op]) {
-    let target = or_abort!(cpu, ops, cpu.load::<u64>(cpu.regs[4]));
-    if go_absolute(cpu, ops, target) {
-        cpu.regs[4] = cpu.regs[4].wrapping_add(8 + ops[0].imm);
+fn ret<const SLOW: bool>(cpu: &mut Cpu, at: Cursor<'_>) {
+    let target = load!(cpu, at, u64, cpu.regs[4], SLOW, ret::<true>);
+    if go_absolute(cpu, at, target) {
+        cpu.regs[4] = cpu.regs[4].wrapping_add(8 + at.op().imm);
     }
 }
 
-fn jmp_r(cpu: &mut Cpu, ops: &[Op]) {
-    let target = cpu.regs[ops[0].a as usize];
-    go_absolute(cpu, ops, target);
+fn jmp_r(cpu: &mut Cpu, at: Cursor<'_>) {
+    let target = cpu.regs[at.op().a as usize];
+    go_absolute(cpu, at, target);
 }
 
-fn jmp_m(cpu: &mut Cpu, ops: &[Op]) {
-    let target = or_abort!(cpu, ops, cpu.load::<u64>(ea::<true>(cpu, &ops[0])));
-    go_absolute(cpu, ops, target);
+fn jmp_m(cpu: &mut Cpu, at: Cursor<'_>) {
+    let target = or_abort!(cpu, at, cpu.load::<u64>(ea::<true>(cpu, at.op())));
+    go_absolute(cpu, at, target);
 }
 
 #[inline(always)]
-fn call_absolute(cpu: &mut Cpu, ops: &[Op], target: u64) {
-    let back = cpu.regs[slot::BLOCK as usize].wrapping_add(ops[0].imm);
-    if go_absolute(cpu, ops, target) {
-        or_abort!(cpu, ops, push64(cpu, back));
+fn call_absolute(cpu: &mut Cpu, at: Cursor<'_>, target: u64) {
+    let back = cpu.regs[slot::BLOCK as usize].wrapping_add(at.op().imm);
+    let sp = cpu.regs[4].wrapping_sub(8);
+    if go_absolute(cpu, at, target) {
+        if cpu.store::<u64>(sp, back).is_err() {
+            at_call_push(cpu, at);
+        } else {
+            cpu.regs[4] = sp;
+        }
     }
 }
 
-fn call_r(cpu: &mut Cpu, ops: &[Op]) {
-    let target = cpu.regs[ops[0].a as usize];
-    call_absolute(cpu, ops, target);
+/// The push of an indirect call faulted: through the stack segment, whatever segment the target came from.
+#[cold]
+fn at_call_push(cpu: &mut Cpu, at: Cursor<'_>) {
+    abort(cpu, at);
+    if cpu.exc == Some(ringer_arch::Exception::GP0) {
+        cpu.exc = Some(ringer_arch::Exception::SS0);
+    }
 }
 
-fn call_m(cpu: &mut Cpu, ops: &[Op]) {
-    let target = or_abort!(cpu, ops, cpu.load::<u64>(ea::<true>(cpu, &ops[0])));
-    call_absolute(cpu, ops, target);
+fn call_r(cpu: &mut Cpu, at: Cursor<'_>) {
+    let target = cpu.regs[at.op().a as usize];
+    call_absolute(cpu, at, target);
 }
 
-/// One of two handlers by whether the memory operand has an index or segment base.
+fn call_m(cpu: &mut Cpu, at: Cursor<'_>) {
+    let target = or_abort!(cpu, at, cpu.load::<u64>(ea::<true>(cpu, at.op())));
+    call_absolute(cpu, at, target);
+}
+
+/// One of two handlers by whether the memory operand has an index or segment base; the fast variant.
 macro_rules! by_full {
-    ($full:expr, $f:ident :: <$($g:ty),*>) => {
-        if $full { $f::<$($g,)* true> as Handler } else { $f::<$($g,)* false> as Handler }
+    ($full:expr, $f:ident :: <$($g:ty),*> $(, $imm:literal)?) => {
+        if $full {
+            $f::<$($g,)* true $(, $imm)?, false> as Handler
+        } else {
+            $f::<$($g,)* false $(, $imm)?, false> as Handler
+        }
     };
 }
 
@@ -562,8 +584,8 @@ fn binary<O: Bin>(f: Form, size: u32, full: bool) -> Handler {
             Form::RegReg => bin_rr::<O, T>,
             Form::RegImm => bin_ri::<O, T>,
             Form::RegMem => by_full!(full, bin_rm::<O, T>),
-            Form::MemReg => by_full!(full, bin_mr::<O, T>),
-            Form::MemImm => by_full!(full, bin_mi::<O, T>),
+            Form::MemReg => by_full!(full, bin_m::<O, T>, false),
+            Form::MemImm => by_full!(full, bin_m::<O, T>, true),
         }
     }
     match size {
@@ -580,8 +602,8 @@ fn mov_handler(f: Form, size: u32, full: bool) -> Handler {
             Form::RegReg => mov_rr::<T>,
             Form::RegImm => mov_ri::<T>,
             Form::RegMem => by_full!(full, mov_rm::<T>),
-            Form::MemReg => by_full!(full, mov_mr::<T>),
-            Form::MemImm => by_full!(full, mov_mi::<T>),
+            Form::MemReg => by_full!(full, mov_m::<T>, false),
+            Form::MemImm => by_full!(full, mov_m::<T>, true),
         }
     }
     match size {
@@ -673,7 +695,7 @@ fn select_movx(op: &mut Op, i: &Instruction, next: u64) -> Option<Handler> {
         return None;
     }
     let size = i.memory_size().size();
-    Some(if is_full(op) { pick!(movx_rm, size, true) } else { pick!(movx_rm, size, false) })
+    Some(if is_full(op) { pick!(movx_rm, size, true, false) } else { pick!(movx_rm, size, false, false) })
 }
 
 fn select_unary(op: &mut Op, i: &Instruction, next: u64) -> Option<Handler> {
@@ -761,7 +783,7 @@ fn select_transfer(op: &mut Op, i: &Instruction, next: u64) -> Option<Handler> {
                 M::Jmp => return Some(jmp),
                 M::Call => {
                     op.stack = true;
-                    return Some(call);
+                    return Some(call::<false>);
                 }
                 _ => {}
             }
@@ -824,12 +846,12 @@ fn select_stack(op: &mut Op, i: &Instruction) -> Option<Handler> {
     match i.op0_kind() {
         OpKind::Register if i.op0_register().is_gpr64() => {
             op.a = number(i.op0_register());
-            Some(if i.mnemonic() == M::Push { push_r } else { pop_r })
+            Some(if i.mnemonic() == M::Push { push::<false, false> } else { pop_r::<false> })
         }
         OpKind::Register | OpKind::Memory => None,
         _ => {
             op.imm = i.immediate(0);
-            Some(push_i)
+            Some(push::<true, false>)
         }
     }
 }
@@ -864,7 +886,7 @@ pub fn select(op: &mut Op, i: &Instruction, next: u64) -> Option<Handler> {
         M::Ret => {
             op.stack = true;
             op.imm = if i.op_count() == 1 { i.immediate(0) & 0xffff } else { 0 };
-            matches!(i.code(), Code::Retnq | Code::Retnq_imm16).then_some(ret as Handler)
+            matches!(i.code(), Code::Retnq | Code::Retnq_imm16).then_some(ret::<false> as Handler)
         }
         M::Leave => {
             op.stack = true;
