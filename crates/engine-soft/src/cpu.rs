@@ -2,6 +2,7 @@
 
 use crate::hostops::{flags_from_rflags, flags_to_rflags};
 use crate::mmu::Mmu;
+use iced_x86::Mnemonic;
 use ringer_arch::cpu::{CpuModel, Feature};
 use ringer_arch::regs::{cr0, efer, rflags};
 use ringer_arch::seg::{Segment, TableReg, sreg};
@@ -137,6 +138,8 @@ pub struct Cpu {
     pub triple_fault: bool,
     /// Address of the first op of the current block that was not executed, when it was left early; else 0.
     pub stopped_at: usize,
+    /// The instruction that [`crate::exec::generic`] executed last.
+    pub last_mnemonic: Mnemonic,
     /// The block must be left after the current instruction: what it was decoded under may not hold any more.
     pub leave: bool,
     /// CPUID model.
@@ -191,6 +194,7 @@ impl Cpu {
             soft_int: None,
             triple_fault: false,
             stopped_at: 0,
+            last_mnemonic: Mnemonic::INVALID,
             leave: false,
             model: p.cpu.clone(),
             io,

@@ -118,6 +118,7 @@ fn run_generic(cpu: &mut Cpu, at: Cursor<'_>) {
     cpu.rip = cpu.regs[slot::BLOCK as usize].wrapping_add(u64::from(op.ip)) & wrap;
     let following = cpu.rip.wrapping_add(u64::from(op.len)) & wrap;
     cpu.next_rip = following;
+    cpu.last_mnemonic = insn.mnemonic();
     match generic::execute(cpu, insn) {
         Ok(()) => {
             cpu.rip = cpu.next_rip;

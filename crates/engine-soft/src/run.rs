@@ -5,9 +5,12 @@ use crate::cache::Cache;
 use crate::cpu::{Cpu, Mode, R};
 use crate::decode::{self, How};
 use crate::shoot::Shared;
-use crate::sys::{debug, interrupt, state};
+use crate::sys::interrupt::{self, Kind};
+use crate::sys::{debug, state};
+use iced_x86::Mnemonic;
 use ringer_arch::cpu::Vendor;
-use ringer_arch::regs::{dr, rflags};
+use ringer_arch::exception::vector;
+use ringer_arch::regs::rflags;
 use ringer_arch::seg::sreg;
 use ringer_arch::{MpState, VcpuState};
 use ringer_engine::{EngineError, Exit, Stats, StopToken, Vcpu};
@@ -65,20 +68,15 @@ impl Interpreter {
                 return None;
             }
         }
-        if self.cpu.debug_trap != 0 && !self.cpu.shadow {
-            interrupt::debug_trap(&mut self.cpu);
-            return self.after_event();
-        }
         if !self.cpu.shadow {
             if self.cpu.nmi_pending && !self.cpu.nmi_blocked {
                 self.cpu.nmi_pending = false;
-                interrupt::nmi(&mut self.cpu);
+                interrupt::inject(&mut self.cpu, vector::NMI, Kind::Nmi);
                 return self.after_event();
             }
             if self.intr && self.cpu.sysflags & rflags::IF != 0 {
                 if let Some(vector) = self.cpu.io.acknowledge() {
-                    self.cpu.stats.interrupts += 1;
-                    interrupt::external(&mut self.cpu, vector);
+                    interrupt::inject(&mut self.cpu, vector, Kind::External);
                 }
                 self.poll();
                 return self.after_event();
@@ -143,7 +141,10 @@ impl Interpreter {
 
     /// Whether the next instruction must run by itself.
     fn must_single(&self) -> bool {
-        self.cpu.shadow || self.cpu.sysflags & (rflags::TF | rflags::RF) != 0 || self.cpu.dr[7] & 0xff != 0
+        self.cpu.shadow
+            || self.cpu.sysflags & (rflags::TF | rflags::RF) != 0
+            || self.cpu.dr[7] & 0xff != 0
+            || self.cpu.debug_trap != 0
     }
 
     fn update_attention(&mut self) {
@@ -157,28 +158,22 @@ impl Interpreter {
 
     /// Runs one instruction with what comes with it: shadow, resume flag, breakpoints, single step.
     fn single(&mut self) -> Option<Exit> {
-        let rf = self.cpu.sysflags & rflags::RF != 0;
-        if !rf && !self.cpu.shadow && debug::code_breakpoint(&mut self.cpu) {
+        if !self.cpu.shadow && debug::code_breakpoint(&mut self.cpu) {
             interrupt::raise_pending(&mut self.cpu);
             return self.after_event();
         }
         self.cpu.shadow = false;
-        self.cpu.sysflags &= !rflags::RF;
         let step = self.cpu.sysflags & rflags::TF != 0;
-        let before = (self.cpu.stats.instructions, self.cpu.rip);
-        self.cpu.leave = true;
+        let before = self.cpu.stats.instructions;
+        self.cpu.last_mnemonic = Mnemonic::INVALID;
         if let Err(exit) = self.block(true) {
             return Some(exit);
         }
-        let completed = self.cpu.stats.instructions != before.0;
-        if !completed && rf && self.cpu.rip == before.1 {
-            self.cpu.sysflags |= rflags::RF;
+        let completed = self.cpu.stats.instructions != before;
+        if completed && debug::after_instruction(&mut self.cpu, self.cpu.last_mnemonic, step).is_err() {
+            interrupt::raise_pending(&mut self.cpu);
         }
-        if completed && step {
-            self.cpu.debug_trap |= dr::DR6_BS;
-        }
-        self.update_attention();
-        None
+        self.after_event()
     }
 
     /// After an event was delivered, or failed to be.
@@ -225,7 +220,6 @@ impl Interpreter {
     fn finish(&mut self) -> Result<(), Exit> {
         self.cpu.leave = false;
         if self.cpu.exc.is_some() {
-            self.cpu.stats.exceptions += 1;
             interrupt::raise_pending(&mut self.cpu);
         }
         if self.cpu.cpl == 3 && self.cpu.stats.first_user_ns == 0 {
