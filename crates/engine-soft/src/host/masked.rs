@@ -1,0 +1,192 @@
+//! Masked moves and gathers: only the elements that the mask selects are accessed, each on its own
+//! (Intel SDM vol. 2 "VMASKMOV", "VPMASKMOV", "MASKMOVDQU", "VGATHERDPS" and others).
+
+use super::Special;
+use super::x87::at;
+use crate::cpu::{Cpu, Fault, R};
+use crate::mmu::Acc;
+use crate::operand::{address_size, mask, sext, sreg_index};
+use iced_x86::{Code, Instruction, Register};
+use ringer_arch::seg::sreg;
+use ringer_arch::state::XSAVE_YMM_HI;
+
+/// The instruction, if it is one of this module.
+#[must_use]
+pub fn find(i: &Instruction) -> Option<Special> {
+    use Code as C;
+    Some(match i.code() {
+        C::VEX_Vmaskmovps_xmm_xmm_m128 | C::VEX_Vpmaskmovd_xmm_xmm_m128 => masked_load::<4, 16>,
+        C::VEX_Vmaskmovps_ymm_ymm_m256 | C::VEX_Vpmaskmovd_ymm_ymm_m256 => masked_load::<4, 32>,
+        C::VEX_Vmaskmovpd_xmm_xmm_m128 | C::VEX_Vpmaskmovq_xmm_xmm_m128 => masked_load::<8, 16>,
+        C::VEX_Vmaskmovpd_ymm_ymm_m256 | C::VEX_Vpmaskmovq_ymm_ymm_m256 => masked_load::<8, 32>,
+        C::VEX_Vmaskmovps_m128_xmm_xmm | C::VEX_Vpmaskmovd_m128_xmm_xmm => masked_store::<4, 16>,
+        C::VEX_Vmaskmovps_m256_ymm_ymm | C::VEX_Vpmaskmovd_m256_ymm_ymm => masked_store::<4, 32>,
+        C::VEX_Vmaskmovpd_m128_xmm_xmm | C::VEX_Vpmaskmovq_m128_xmm_xmm => masked_store::<8, 16>,
+        C::VEX_Vmaskmovpd_m256_ymm_ymm | C::VEX_Vpmaskmovq_m256_ymm_ymm => masked_store::<8, 32>,
+        C::Maskmovdqu_rDI_xmm_xmm | C::VEX_Vmaskmovdqu_rDI_xmm_xmm => maskmovdqu,
+        C::Maskmovq_rDI_mm_mm => maskmovq,
+        C::VEX_Vpgatherdd_xmm_vm32x_xmm | C::VEX_Vgatherdps_xmm_vm32x_xmm => gather::<4, 4, 4>,
+        C::VEX_Vpgatherdd_ymm_vm32y_ymm | C::VEX_Vgatherdps_ymm_vm32y_ymm => gather::<4, 4, 8>,
+        C::VEX_Vpgatherdq_xmm_vm32x_xmm | C::VEX_Vgatherdpd_xmm_vm32x_xmm => gather::<8, 4, 2>,
+        C::VEX_Vpgatherdq_ymm_vm32x_ymm | C::VEX_Vgatherdpd_ymm_vm32x_ymm => gather::<8, 4, 4>,
+        C::VEX_Vpgatherqd_xmm_vm64x_xmm | C::VEX_Vgatherqps_xmm_vm64x_xmm => gather::<4, 8, 2>,
+        C::VEX_Vpgatherqd_xmm_vm64y_xmm | C::VEX_Vgatherqps_xmm_vm64y_xmm => gather::<4, 8, 4>,
+        C::VEX_Vpgatherqq_xmm_vm64x_xmm | C::VEX_Vgatherqpd_xmm_vm64x_xmm => gather::<8, 8, 2>,
+        C::VEX_Vpgatherqq_ymm_vm64y_ymm | C::VEX_Vgatherqpd_ymm_vm64y_ymm => gather::<8, 8, 4>,
+        _ => return None,
+    })
+}
+
+/// The value of a vector register, all 32 bytes.
+fn vector(cpu: &Cpu, r: Register) -> [u8; 32] {
+    let n = r.number() & 15;
+    let mut v = [0; 32];
+    v[..16].copy_from_slice(&cpu.xsave.0[at::XMM + 16 * n..][..16]);
+    v[16..].copy_from_slice(&cpu.xsave.0[XSAVE_YMM_HI + 16 * n..][..16]);
+    v
+}
+
+fn set_vector(cpu: &mut Cpu, r: Register, v: &[u8; 32]) {
+    let n = r.number() & 15;
+    cpu.xsave.0[at::XMM + 16 * n..][..16].copy_from_slice(&v[..16]);
+    cpu.xsave.0[XSAVE_YMM_HI + 16 * n..][..16].copy_from_slice(&v[16..]);
+}
+
+/// Element `n` of `E` bytes.
+fn element<const E: usize>(v: &[u8; 32], n: usize) -> u64 {
+    let mut b = [0; 8];
+    b[..E].copy_from_slice(&v[n * E..(n + 1) * E]);
+    u64::from_le_bytes(b)
+}
+
+fn selected<const E: usize>(v: &[u8; 32], n: usize) -> bool {
+    v[n * E + E - 1] & 0x80 != 0
+}
+
+fn masked_load<const E: usize, const N: usize>(cpu: &mut Cpu, i: &Instruction) -> R<()> {
+    let m = vector(cpu, i.op1_register());
+    let mut v = [0; 32];
+    let off = cpu.ea(i);
+    for n in (0..N / E).filter(|n| selected::<E>(&m, *n)) {
+        let lin = part_lin(cpu, i, off, n * E, E, Acc::Read)?;
+        let x = cpu.load_n(lin, E as u32)?;
+        v[n * E..(n + 1) * E].copy_from_slice(&x.to_le_bytes()[..E]);
+    }
+    set_vector(cpu, i.op0_register(), &v);
+    Ok(())
+}
+
+/// Linear address of `len` bytes at `at` in the memory operand at offset `off`.
+fn part_lin(cpu: &mut Cpu, i: &Instruction, off: u64, at: usize, len: usize, acc: Acc) -> R<u64> {
+    let off = off.wrapping_add(at as u64) & mask(address_size(i));
+    cpu.seg_lin(sreg_index(i.memory_segment()), off, len as u64, acc)
+}
+
+fn masked_store<const E: usize, const N: usize>(cpu: &mut Cpu, i: &Instruction) -> R<()> {
+    let m = vector(cpu, i.op1_register());
+    let v = vector(cpu, i.op2_register());
+    let off = cpu.ea(i);
+    // All or nothing: addresses and rights first.
+    let mut at = [None; 8];
+    for n in (0..N / E).filter(|n| selected::<E>(&m, *n)) {
+        let lin = part_lin(cpu, i, off, n * E, E, Acc::Write)?;
+        cpu.require_alignment(lin, E as u64)?;
+        cpu.probe_write(lin, E as u64)?;
+        at[n] = Some(lin);
+    }
+    for (n, lin) in at.iter().enumerate() {
+        if let Some(lin) = *lin {
+            cpu.store_n(lin, E as u32, element::<E>(&v, n))?;
+        }
+    }
+    Ok(())
+}
+
+fn maskmovdqu(cpu: &mut Cpu, i: &Instruction) -> R<()> {
+    let v = vector(cpu, i.op1_register());
+    let m = vector(cpu, i.op2_register());
+    store_bytes(cpu, i, &v[..16], &m[..16])
+}
+
+fn maskmovq(cpu: &mut Cpu, i: &Instruction) -> R<()> {
+    let mm = |cpu: &Cpu, r: Register| -> [u8; 8] {
+        let mut b = [0; 8];
+        b.copy_from_slice(&cpu.xsave.0[at::ST + 16 * (r.number() & 7)..][..8]);
+        b
+    };
+    // MM registers are the physical x87 registers, the XSAVE area is ordered from the top of the stack.
+    super::envs::enter_mmx(cpu);
+    let (v, m) = (mm(cpu, i.op1_register()), mm(cpu, i.op2_register()));
+    store_bytes(cpu, i, &v, &m)
+}
+
+/// Stores the selected bytes at DS:rDI.
+fn store_bytes(cpu: &mut Cpu, i: &Instruction, v: &[u8], m: &[u8]) -> R<()> {
+    let rdi = match i.op0_kind() {
+        iced_x86::OpKind::MemorySegDI => Register::DI,
+        iced_x86::OpKind::MemorySegEDI => Register::EDI,
+        _ => Register::RDI,
+    };
+    let off = cpu.reg(rdi);
+    let wrap = mask(rdi.size() as u32);
+    let seg = if i.memory_segment() == Register::None { sreg::DS } else { sreg_index(i.memory_segment()) };
+    let mut lins = [None; 16];
+    for (n, b) in m.iter().enumerate() {
+        if b & 0x80 != 0 {
+            let lin = cpu.seg_lin(seg, off.wrapping_add(n as u64) & wrap, 1, Acc::Write)?;
+            cpu.probe_write(lin, 1)?;
+            lins[n] = Some(lin);
+        }
+    }
+    for (lin, b) in lins.iter().zip(v) {
+        if let Some(lin) = *lin {
+            cpu.store(lin, *b)?;
+        }
+    }
+    Ok(())
+}
+
+/// Gathers `COUNT` elements of `E` bytes by indexes of `X` bytes. Each completed element clears its mask, so that a fault
+/// leaves the instruction restartable.
+fn gather<const E: usize, const X: usize, const COUNT: usize>(cpu: &mut Cpu, i: &Instruction) -> R<()> {
+    let (dst, index, msk) = (i.op0_register(), i.memory_index(), i.op2_register());
+    let (d, x, m) = (dst.number(), index.number(), msk.number());
+    if d == x || d == m || x == m {
+        return Err(cpu.ud());
+    }
+    let indexes = vector(cpu, index);
+    let m = vector(cpu, msk);
+    let mut v = vector(cpu, dst);
+    // All-ones or zero by the sign of each element first; what is beyond the elements is zeroed.
+    let mut left = [0; 32];
+    for n in 0..COUNT {
+        if selected::<E>(&m, n) {
+            left[n * E..(n + 1) * E].fill(0xff);
+        }
+    }
+    v[COUNT * E..].fill(0);
+    for n in 0..COUNT {
+        if !selected::<E>(&left, n) {
+            continue;
+        }
+        match gather_one(cpu, i, sext(element::<X>(&indexes, n), X as u32), E as u32) {
+            Ok(value) => v[n * E..(n + 1) * E].copy_from_slice(&value.to_le_bytes()[..E]),
+            Err(Fault) => {
+                set_vector(cpu, dst, &v);
+                set_vector(cpu, msk, &left);
+                return Err(Fault);
+            }
+        }
+        left[n * E..(n + 1) * E].fill(0);
+    }
+    set_vector(cpu, dst, &v);
+    set_vector(cpu, msk, &[0; 32]);
+    Ok(())
+}
+
+fn gather_one(cpu: &mut Cpu, i: &Instruction, index: u64, size: u32) -> R<u64> {
+    let off = cpu.ea(i).wrapping_add(index.wrapping_mul(u64::from(i.memory_index_scale())));
+    let off = off & mask(address_size(i));
+    let lin = cpu.seg_lin(sreg_index(i.memory_segment()), off, u64::from(size), Acc::Read)?;
+    cpu.load_n(lin, size)
+}

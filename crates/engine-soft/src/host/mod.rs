@@ -1,0 +1,335 @@
+//! Vector, x87 and other register-only instructions, run by the host CPU itself on the guest's registers with the memory
+//! operand redirected: results, flags and exceptions equal the host's by construction. In software is only what touches
+//! memory in more than one piece or saves whole state.
+//!
+//! [`prepare`] tells whether an instruction belongs here; [`run`] executes it. An exception leaves registers and memory as
+//! they were (but for the exception flags of MXCSR, as hardware does).
+
+mod class;
+mod code;
+mod envs;
+mod fast;
+mod masked;
+mod simple;
+mod stub;
+mod x87;
+mod xsave;
+
+#[cfg(test)]
+mod tests;
+
+use crate::cpu::{Cpu, R};
+use crate::mmu::Acc;
+use class::{Align, Gate};
+use code::{CodeArea, StubAddr};
+use iced_x86::{Code, Instruction, InstructionInfoFactory, InstructionInfoOptions, OpAccess, OpKind};
+use ringer_arch::Exception;
+use ringer_arch::cpu::Feature;
+use ringer_arch::exception::vector;
+use ringer_arch::regs::cr4;
+use std::cell::Cell;
+use std::collections::HashMap;
+
+/// Entries that are kept at most: a guest that runs ever new instructions makes the processor start afresh.
+const MAX_ENTRIES: usize = 1 << 15;
+/// MXCSR.MM: misaligned SSE operands are permitted (AMD APM vol. 1 §4.2.2).
+const MXCSR_MM: u32 = 1 << 17;
+
+/// An instruction in software.
+type Special = fn(&mut Cpu, &Instruction) -> R<()>;
+
+/// What an instruction does with its memory operand.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Mem {
+    None,
+    Read,
+    Write,
+    Both,
+}
+
+#[derive(Clone, Copy)]
+enum Action {
+    Stub(StubAddr),
+    Software(Special),
+}
+
+/// All there is to know about a kind of instruction.
+#[derive(Clone, Copy)]
+struct Entry {
+    action: Action,
+    gate: Gate,
+    align: Align,
+    mem: Mem,
+    /// Bytes of the memory operand.
+    size: u8,
+    flags: bool,
+    fx: bool,
+    pointers: x87::Pointers,
+}
+
+/// What a decoded instruction keeps for [`run`]: which entry it found last time.
+#[derive(Clone, Debug, Default)]
+pub struct HostOp {
+    /// Generation and index; generation 0 is none.
+    found: Cell<(u32, u32)>,
+    /// The x87 opcode register's value for it (bits 10..0 of its opcode).
+    fop: Cell<u16>,
+}
+
+/// One processor's stubs.
+pub struct Host {
+    area: CodeArea,
+    map: HashMap<Instruction, u32>,
+    entries: Vec<Entry>,
+    generation: u32,
+    /// Code and data segment selectors of the last x87 instruction, which the 64-bit XSAVE formats have no room for.
+    selectors: x87::Selectors,
+}
+
+impl Host {
+    /// No stubs.
+    ///
+    /// # Errors
+    /// The host's, when it gives no executable memory.
+    pub fn new() -> std::io::Result<Host> {
+        Ok(Host {
+            area: CodeArea::new()?,
+            map: HashMap::new(),
+            entries: Vec::new(),
+            generation: 1,
+            selectors: x87::Selectors::default(),
+        })
+    }
+
+    fn clear(&mut self) {
+        self.area.clear();
+        self.map.clear();
+        self.entries.clear();
+        self.generation = self.generation.wrapping_add(1).max(1);
+    }
+}
+
+/// For an instruction that this module executes, what [`run`] needs; `None` for all others. Makes nothing yet.
+#[must_use]
+pub fn prepare(i: &Instruction) -> Option<HostOp> {
+    class::is_ours(i).then(HostOp::default)
+}
+
+/// Executes an instruction if it belongs to this module. `cpu.next_rip` is that of the following instruction.
+#[must_use]
+pub fn execute(cpu: &mut Cpu, i: &Instruction) -> Option<R<()>> {
+    prepare(i).map(|op| run(cpu, &op, i))
+}
+
+/// Executes an instruction that [`prepare`] accepted. `cpu.next_rip` is that of the following instruction.
+///
+/// # Errors
+/// The exception it raises; nothing has changed then, but partial progress of gathers and the flags of MXCSR.
+pub fn run(cpu: &mut Cpu, op: &HostOp, i: &Instruction) -> R<()> {
+    let (generation, index) = op.found.get();
+    let e = match cpu.host.entries.get(index as usize) {
+        Some(e) if generation == cpu.host.generation => *e,
+        _ => resolve(cpu, op, i),
+    };
+    cpu.pass(e.gate)?;
+    match e.action {
+        Action::Software(f) => f(cpu, i),
+        Action::Stub(a) => run_stub(cpu, op, i, &e, a),
+    }
+}
+
+/// Finds or makes the entry of an instruction.
+#[cold]
+#[inline(never)]
+fn resolve(cpu: &mut Cpu, op: &HostOp, i: &Instruction) -> Entry {
+    let key = stub::normalised(i);
+    let e = match cpu.host.map.get(&key) {
+        Some(&index) => {
+            op.found.set((cpu.host.generation, index));
+            cpu.host.entries.get(index as usize).copied()
+        }
+        None => None,
+    };
+    let e = e.unwrap_or_else(|| {
+        let e = make(cpu, i);
+        if cpu.host.entries.len() >= MAX_ENTRIES {
+            cpu.host.clear();
+            // The stub just made went with the others.
+            return remember(cpu, op, key, None, i);
+        }
+        remember(cpu, op, key, Some(e), i)
+    });
+    if e.fx {
+        op.fop.set(x87::opcode(i));
+    }
+    e
+}
+
+fn remember(cpu: &mut Cpu, op: &HostOp, key: Instruction, e: Option<Entry>, i: &Instruction) -> Entry {
+    let e = e.unwrap_or_else(|| make(cpu, i));
+    let h = &mut cpu.host;
+    let index = h.entries.len() as u32;
+    h.entries.push(e);
+    h.map.insert(key, index);
+    op.found.set((h.generation, index));
+    e
+}
+
+/// Makes the entry of an instruction.
+fn make(cpu: &mut Cpu, i: &Instruction) -> Entry {
+    let i = &bit_scan(cpu, i);
+    let gate = class::gate(cpu, i);
+    let undefined: Special = |cpu, _| Err(cpu.ud());
+    let mut e = Entry {
+        action: Action::Software(undefined),
+        gate,
+        align: class::alignment(i),
+        mem: memory_use(i),
+        size: i.memory_size().size().min(64) as u8,
+        flags: false,
+        fx: false,
+        pointers: x87::pointers(i),
+    };
+    if gate == Gate::Undefined {
+        return e;
+    }
+    if let Some(f) = software(i) {
+        e.action = Action::Software(f);
+        return e;
+    }
+    let Some(recipe) = stub::make(i) else { return e };
+    e.flags = recipe.flags;
+    e.fx = recipe.fx;
+    let addr = cpu.host.area.put(&recipe.code).or_else(|| {
+        cpu.host.clear();
+        cpu.host.area.put(&recipe.code)
+    });
+    if let Some(a) = addr {
+        e.action = Action::Stub(a);
+    }
+    e
+}
+
+/// TZCNT and LZCNT are BSF and BSR with a prefix that processors without them ignore.
+fn bit_scan(cpu: &Cpu, i: &Instruction) -> Instruction {
+    let mut i = *i;
+    let to = match i.code() {
+        Code::Tzcnt_r16_rm16 if !cpu.has(Feature::BMI1) => Code::Bsf_r16_rm16,
+        Code::Tzcnt_r32_rm32 if !cpu.has(Feature::BMI1) => Code::Bsf_r32_rm32,
+        Code::Tzcnt_r64_rm64 if !cpu.has(Feature::BMI1) => Code::Bsf_r64_rm64,
+        Code::Lzcnt_r16_rm16 if !cpu.has(Feature::LZCNT) => Code::Bsr_r16_rm16,
+        Code::Lzcnt_r32_rm32 if !cpu.has(Feature::LZCNT) => Code::Bsr_r32_rm32,
+        Code::Lzcnt_r64_rm64 if !cpu.has(Feature::LZCNT) => Code::Bsr_r64_rm64,
+        c => c,
+    };
+    i.set_code(to);
+    i
+}
+
+fn memory_use(i: &Instruction) -> Mem {
+    let Some(op) = (0..i.op_count()).find(|o| i.op_kind(*o) == OpKind::Memory) else { return Mem::None };
+    let mut f = InstructionInfoFactory::new();
+    match f.info_options(i, InstructionInfoOptions::NO_REGISTER_USAGE).op_access(op) {
+        OpAccess::Read | OpAccess::CondRead => Mem::Read,
+        OpAccess::Write | OpAccess::CondWrite => Mem::Write,
+        _ => Mem::Both,
+    }
+}
+
+/// The instructions in software.
+fn software(i: &Instruction) -> Option<Special> {
+    fast::find(i).or_else(|| simple::find(i)).or_else(|| envs::find(i)).or_else(|| xsave::find(i)).or_else(|| masked::find(i))
+}
+
+/// The memory operand of a stub.
+struct Operand {
+    lin: u64,
+    /// Where the bytes are, or `None` for the bounce buffer.
+    direct: Option<*mut u8>,
+}
+
+fn run_stub(cpu: &mut Cpu, op: &HostOp, i: &Instruction, e: &Entry, addr: StubAddr) -> R<()> {
+    let m = if e.mem == Mem::None { Operand { lin: 0, direct: None } } else { operand(cpu, i, e)? };
+    if e.flags {
+        cpu.host.area.ctx.fl = u32::from(cpu.fl);
+    }
+    let before = if e.fx { Some(x87::save(cpu)) } else { None };
+    let fault = call(cpu, addr, m.direct);
+    if fault != 0 {
+        return Err(host_fault(cpu, fault));
+    }
+    if e.flags {
+        cpu.fl = cpu.host.area.ctx.fl as u16;
+    }
+    if let Some(before) = before {
+        x87::set_pointers(cpu, i, e.pointers, op.fop.get(), before);
+    }
+    if m.direct.is_none() && matches!(e.mem, Mem::Write | Mem::Both) {
+        let b = cpu.host.area.ctx.bounce;
+        cpu.write_bytes(m.lin, &b.0[..usize::from(e.size)])?;
+    }
+    Ok(())
+}
+
+/// Runs a stub. `mem` is the host address of its memory operand, or `None` for the bounce buffer.
+#[inline]
+fn call(cpu: &mut Cpu, addr: StubAddr, mem: Option<*mut u8>) -> u32 {
+    let mem = mem.unwrap_or(cpu.host.area.ctx.bounce.0.as_mut_ptr());
+    // SAFETY: entries live as long as the code they name (`Host::clear`); `operand` found the memory, or it is the bounce
+    // buffer, which is as large and as aligned as any operand.
+    unsafe { code::call(&mut cpu.host.area, addr, mem, &mut cpu.xsave, &mut cpu.regs) }
+}
+
+/// Resolves the memory operand: checks, then a host address or the bytes in the bounce buffer.
+#[inline]
+fn operand(cpu: &mut Cpu, i: &Instruction, e: &Entry) -> R<Operand> {
+    let size = u64::from(e.size);
+    let write = e.mem != Mem::Read;
+    let lin = cpu.mem_lin(i, size, if write { Acc::Write } else { Acc::Read })?;
+    let aligned = e.align == Align::Free || lin & (size - 1) == 0;
+    if aligned {
+        if let Some((p, n)) = cpu.run_ptr(lin, size, write) {
+            if n == size {
+                return Ok(Operand { lin, direct: Some(p) });
+            }
+        }
+    }
+    operand_slowly(cpu, e, lin, aligned)
+}
+
+#[cold]
+#[inline(never)]
+fn operand_slowly(cpu: &mut Cpu, e: &Entry, lin: u64, aligned: bool) -> R<Operand> {
+    let permitted = e.align == Align::UnlessMm && x87::mxcsr(cpu) & MXCSR_MM != 0;
+    if !aligned && !permitted {
+        return Err(cpu.gp(0));
+    }
+    let size = usize::from(e.size);
+    // Ten-byte operands are aligned as quadwords (Intel SDM vol. 3A table 6-7).
+    cpu.require_alignment(lin, 1 << e.size.max(1).ilog2().min(if aligned { 3 } else { 4 }))?;
+    if e.mem != Mem::Read {
+        cpu.probe_write(lin, size as u64)?;
+    }
+    // An x87 store that raises an unmasked exception stores nothing: then the old bytes go back.
+    if e.mem != Mem::Write || e.fx && x87::unmasked(cpu) {
+        let mut b = cpu.host.area.ctx.bounce;
+        cpu.read_bytes(lin, &mut b.0[..size])?;
+        cpu.host.area.ctx.bounce = b;
+    }
+    Ok(Operand { lin, direct: None })
+}
+
+/// The guest's exception for a signal that ended a stub.
+#[cold]
+fn host_fault(cpu: &mut Cpu, signal: u32) -> crate::cpu::Fault {
+    if signal == libc::SIGILL as u32 {
+        return cpu.ud();
+    }
+    if cpu.x87_pending() {
+        return cpu.raise(Exception::plain(vector::MF));
+    }
+    if cpu.cr4 & cr4::OSXMMEXCPT == 0 {
+        return cpu.ud();
+    }
+    cpu.raise(Exception::plain(vector::XM))
+}
