@@ -5,12 +5,10 @@ use crate::cache::Cache;
 use crate::cpu::{Cpu, Mode, R};
 use crate::decode::{self, How};
 use crate::shoot::Shared;
-use crate::sys::interrupt::{self, Kind};
-use crate::sys::{debug, state};
+use crate::sys::{debug, interrupt, state};
 use iced_x86::Mnemonic;
 use ringer_arch::cpu::Vendor;
-use ringer_arch::exception::vector;
-use ringer_arch::regs::rflags;
+use ringer_arch::regs::{dr, rflags};
 use ringer_arch::seg::sreg;
 use ringer_arch::{MpState, VcpuState};
 use ringer_engine::{EngineError, Exit, Stats, StopToken, Vcpu};
@@ -71,12 +69,12 @@ impl Interpreter {
         if !self.cpu.shadow {
             if self.cpu.nmi_pending && !self.cpu.nmi_blocked {
                 self.cpu.nmi_pending = false;
-                interrupt::inject(&mut self.cpu, vector::NMI, Kind::Nmi);
+                interrupt::nmi(&mut self.cpu);
                 return self.after_event();
             }
             if self.intr && self.cpu.sysflags & rflags::IF != 0 {
                 if let Some(vector) = self.cpu.io.acknowledge() {
-                    interrupt::inject(&mut self.cpu, vector, Kind::External);
+                    interrupt::external(&mut self.cpu, vector);
                 }
                 self.poll();
                 return self.after_event();
@@ -170,10 +168,35 @@ impl Interpreter {
             return Some(exit);
         }
         let completed = self.cpu.stats.instructions != before;
-        if completed && debug::after_instruction(&mut self.cpu, self.cpu.last_mnemonic, step).is_err() {
-            interrupt::raise_pending(&mut self.cpu);
+        if completed {
+            self.after_step(step);
         }
         self.after_event()
+    }
+
+    /// After an instruction that ran by itself and completed; `tf` is TF from before it: clears RF, and delivers the #DB of a
+    /// single step or data breakpoint.
+    fn after_step(&mut self, tf: bool) {
+        let m = self.cpu.last_mnemonic;
+        if !matches!(m, Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq) {
+            self.cpu.sysflags &= !rflags::RF;
+        }
+        // SYSCALL and SYSRET: the trap is taken if TF is still, or newly, set, so that an entry with TF in SFMASK is not
+        // stepped (Intel SDM vol. 2, SYSCALL and SYSRET).
+        let now = self.cpu.sysflags & rflags::TF != 0;
+        let step = match m {
+            Mnemonic::Syscall => tf && now,
+            Mnemonic::Sysret | Mnemonic::Sysretq => now,
+            _ => tf,
+        };
+        if step {
+            self.cpu.debug_trap |= dr::DR6_BS;
+        }
+        // After MOV SS and POP SS, debug traps wait for the next instruction (Intel SDM vol. 3A §6.8.3).
+        let held = self.cpu.shadow && m != Mnemonic::Sti;
+        if self.cpu.debug_trap != 0 && !held {
+            interrupt::debug_trap(&mut self.cpu);
+        }
     }
 
     /// After an event was delivered, or failed to be.
