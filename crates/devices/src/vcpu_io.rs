@@ -1,9 +1,10 @@
 //! [`VcpuIo`]: the machine as one processor sees it.
 
-use crate::apic::Lapic;
+use crate::apic::{BASE_EN, BUS_KHZ, Lapic};
 use crate::bus::Bus;
 use crate::fabric::IrqFabric;
 use crate::kvm::{self, KvmPv};
+use ringer_arch::cpu::CpuidDynamic;
 use ringer_arch::msr;
 use ringer_engine::{CpuIo, Pending, VmClock};
 use ringer_memory::GuestMemory;
@@ -102,6 +103,16 @@ impl CpuIo for VcpuIo {
             _ => self.pv.msr_write(&self.lapic, nr, value)?,
         }
         Some(())
+    }
+
+    fn cpuid(&self) -> CpuidDynamic {
+        CpuidDynamic {
+            apic_enabled: self.lapic.base_msr() & BASE_EN != 0,
+            tsc_khz: u32::try_from(self.clock.tsc_khz()).unwrap_or(u32::MAX),
+            apic_bus_khz: BUS_KHZ,
+            kvm_features: kvm::KVM_FEATURES,
+            ..CpuidDynamic::default()
+        }
     }
 
     fn hypercall(&self, nr: u64, args: [u64; 4]) -> u64 {

@@ -154,12 +154,16 @@ pub struct Cpu {
     pub vcpus: u32,
     /// Counters.
     pub stats: Stats,
+    /// Vector and x87 instructions as host code.
+    pub host: crate::host::Host,
 }
 
 impl Cpu {
     /// Processor `index` of a machine, in its reset state.
-    #[must_use]
-    pub fn new(p: &VmParams, index: u32, io: Arc<dyn CpuIo>, stop: StopToken) -> Cpu {
+    ///
+    /// # Errors
+    /// The host's, when it gives no executable memory.
+    pub fn new(p: &VmParams, index: u32, io: Arc<dyn CpuIo>, stop: StopToken) -> std::io::Result<Cpu> {
         let mut cpu = Cpu {
             regs: [0; 256],
             fl: 0x200,
@@ -202,9 +206,10 @@ impl Cpu {
             index,
             vcpus: p.vcpus,
             stats: Stats::default(),
+            host: crate::host::Host::new()?,
         };
         crate::sys::state::reset(&mut cpu);
-        cpu
+        Ok(cpu)
     }
 
     /// Notes an exception and returns the token that unwinds the instruction.

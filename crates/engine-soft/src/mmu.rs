@@ -474,7 +474,8 @@ impl Cpu {
     #[must_use]
     pub fn lin_add(&self, lin: u64, n: u64) -> u64 {
         let l = lin.wrapping_add(n);
-        if self.mode == Mode::Long { l } else { l & 0xffff_ffff }
+        // Above 4 GiB lie only the system structures that the events of compatibility-mode code use.
+        if self.mode == Mode::Long || lin >> 32 != 0 { l } else { l & 0xffff_ffff }
     }
 
     /// Splits `lin..+len` (at most a page long) at a page boundary, translates both parts before either is touched.
@@ -549,7 +550,7 @@ impl Cpu {
 
     /// Host address of `len` bytes at `lin` if the TLB in force has a fast entry for all of them.
     #[inline]
-    fn fast_ptr(&self, lin: u64, len: u64, write: bool) -> Option<*const u8> {
+    pub(crate) fn fast_ptr(&self, lin: u64, len: u64, write: bool) -> Option<*const u8> {
         // SAFETY: as in `load`.
         let e = unsafe { &*self.mmu.cur.add(index_of(lin)) };
         let off = lin.wrapping_sub(if write { e.write } else { e.read });

@@ -37,7 +37,11 @@ impl Vm for InterpreterVm {
         stop: StopToken,
     ) -> Result<Box<dyn Vcpu>, EngineError> {
         self.shared.register(index, stop.clone());
-        let cpu = Cpu::new(&self.params, index, io, stop);
+        let cpu = Cpu::new(&self.params, index, io, stop).map_err(|source| EngineError::Host {
+            engine: "interpreter",
+            what: "mapping executable memory",
+            source,
+        })?;
         Ok(Box::new(Interpreter::new(cpu, self.shared.clone(), self.params.started)))
     }
 }

@@ -1,5 +1,7 @@
 //! [`CpuIo`]: everything a processor asks of the machine around it.
 
+use ringer_arch::cpu::CpuidDynamic;
+
 /// What waits for a processor in its local APIC.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Pending {
@@ -37,6 +39,11 @@ pub trait CpuIo: Send + Sync {
     fn msr_read(&self, msr: u32) -> Option<u64>;
     /// Writes such an MSR; `None`: no such MSR or a value it refuses, the processor raises #GP.
     fn msr_write(&self, msr: u32, value: u64) -> Option<()>;
+    /// What CPUID's answers depend on in the machine: frequencies, the paravirtual interface, whether the local APIC is enabled. The
+    /// processor fills in the rest. By default nothing of it is there.
+    fn cpuid(&self) -> CpuidDynamic {
+        CpuidDynamic::default()
+    }
     /// A KVM hypercall (VMCALL or VMMCALL from ring 0; Linux Documentation/virt/kvm/x86/hypercalls.rst): number,
     /// four arguments, the result for RAX.
     fn hypercall(&self, nr: u64, args: [u64; 4]) -> u64;

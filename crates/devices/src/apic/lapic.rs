@@ -15,7 +15,7 @@ pub(super) const BASE_BSP: u64 = 1 << 8;
 /// APIC base MSR: x2APIC mode.
 pub(super) const BASE_X2: u64 = 1 << 10;
 /// APIC base MSR: the local APIC is on.
-pub(super) const BASE_EN: u64 = 1 << 11;
+pub const BASE_EN: u64 = 1 << 11;
 /// Where the local APIC's page is after reset.
 pub(super) const BASE_DEFAULT: u64 = 0xfee0_0000;
 /// An LVT entry's mask bit.

@@ -10,4 +10,7 @@ mod tests;
 mod timer;
 
 pub use bus::{Apics, Delivery, Dest, Message};
-pub use lapic::{Effect, Lapic};
+pub use lapic::{BASE_EN, Effect, Lapic};
+
+/// Frequency of the bus that the local APIC timers count, before their dividers: one tick a nanosecond.
+pub const BUS_KHZ: u32 = 1_000_000;

@@ -318,3 +318,10 @@ pub unsafe fn copy32(to: *mut u8, from: *const u8) {
             clobber_abi("sysv64"), options(nostack));
     }
 }
+
+/// The host's answer to CPUID.
+#[must_use]
+pub fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
+    let r = core::arch::x86_64::__cpuid_count(leaf, subleaf);
+    [r.eax, r.ebx, r.ecx, r.edx]
+}

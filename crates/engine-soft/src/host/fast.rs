@@ -120,9 +120,9 @@ fn address<const N: usize, const ALIGNED: bool>(cpu: &mut Cpu, i: &Instruction, 
 fn load<const N: usize, const ALIGNED: bool, const VEX: bool>(cpu: &mut Cpu, i: &Instruction) -> R<()> {
     let lin = address::<N, ALIGNED>(cpu, i, Acc::Read)?;
     let mut buf = [0; 32];
-    match cpu.run_ptr(lin, N as u64, false) {
-        // SAFETY: run_ptr vouches for N bytes at p.
-        Some((p, n)) if n == N as u64 => unsafe {
+    match cpu.fast_ptr(lin, N as u64, false) {
+        // SAFETY: fast_ptr vouches for N bytes at p.
+        Some(p) => unsafe {
             if N == 32 { copy32(buf.as_mut_ptr(), p) } else { copy16(buf.as_mut_ptr(), p) }
         },
         _ => slow_read(cpu, lin, &mut buf[..N])?,
@@ -144,9 +144,10 @@ fn store<const N: usize, const ALIGNED: bool>(cpu: &mut Cpu, i: &Instruction) ->
     if N == 32 {
         buf[16..].copy_from_slice(&cpu.xsave.0[high(n)..high(n) + 16]);
     }
-    match cpu.run_ptr(lin, N as u64, true) {
-        // SAFETY: run_ptr vouches for N bytes at p.
-        Some((p, n)) if n == N as u64 => unsafe {
+    match cpu.fast_ptr(lin, N as u64, true) {
+        // SAFETY: fast_ptr vouches for N bytes at p.
+        Some(p) => unsafe {
+            let p = p.cast_mut();
             if N == 32 { copy32(p, buf.as_ptr()) } else { copy16(p, buf.as_ptr()) }
         },
         _ => {

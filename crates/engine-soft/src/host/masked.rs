@@ -2,7 +2,7 @@
 //! (Intel SDM vol. 2 "VMASKMOV", "VPMASKMOV", "MASKMOVDQU", "VGATHERDPS" and others).
 
 use super::Special;
-use super::x87::at;
+use super::x87::{self, at};
 use crate::cpu::{Cpu, Fault, R};
 use crate::mmu::Acc;
 use crate::operand::{address_size, mask, sext, sreg_index};
@@ -109,15 +109,17 @@ fn maskmovdqu(cpu: &mut Cpu, i: &Instruction) -> R<()> {
 }
 
 fn maskmovq(cpu: &mut Cpu, i: &Instruction) -> R<()> {
-    let mm = |cpu: &Cpu, r: Register| -> [u8; 8] {
+    // MM registers are the physical x87 registers, the XSAVE area is ordered from the top of the stack.
+    let top = usize::from(x87::fsw(cpu) >> 11 & 7);
+    let mm = |r: Register| -> [u8; 8] {
         let mut b = [0; 8];
-        b.copy_from_slice(&cpu.xsave.0[at::ST + 16 * (r.number() & 7)..][..8]);
+        b.copy_from_slice(&cpu.xsave.0[at::ST + 16 * ((r.number() + 8 - top) & 7)..][..8]);
         b
     };
-    // MM registers are the physical x87 registers, the XSAVE area is ordered from the top of the stack.
+    let (v, m) = (mm(i.op1_register()), mm(i.op2_register()));
+    store_bytes(cpu, i, &v, &m)?;
     super::envs::enter_mmx(cpu);
-    let (v, m) = (mm(cpu, i.op1_register()), mm(cpu, i.op2_register()));
-    store_bytes(cpu, i, &v, &m)
+    Ok(())
 }
 
 /// Stores the selected bytes at DS:rDI.

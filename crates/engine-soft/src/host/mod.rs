@@ -30,6 +30,12 @@ use ringer_arch::regs::cr4;
 use std::cell::Cell;
 use std::collections::HashMap;
 
+pub use code::cpuid;
+pub use xsave::sanitize;
+
+/// Alignment that the alignment check demands of vectors that need not be aligned.
+const AC_ALIGN: u64 = 16;
+
 /// Entries that are kept at most: a guest that runs ever new instructions makes the processor start afresh.
 const MAX_ENTRIES: usize = 1 << 15;
 /// MXCSR.MM: misaligned SSE operands are permitted (AMD APM vol. 1 §4.2.2).
@@ -287,12 +293,8 @@ fn operand(cpu: &mut Cpu, i: &Instruction, e: &Entry) -> R<Operand> {
     let write = e.mem != Mem::Read;
     let lin = cpu.mem_lin(i, size, if write { Acc::Write } else { Acc::Read })?;
     let aligned = e.align == Align::Free || lin & (size - 1) == 0;
-    if aligned {
-        if let Some((p, n)) = cpu.run_ptr(lin, size, write) {
-            if n == size {
-                return Ok(Operand { lin, direct: Some(p) });
-            }
-        }
+    if aligned && let Some(p) = cpu.fast_ptr(lin, size, write) {
+        return Ok(Operand { lin, direct: Some(p.cast_mut()) });
     }
     operand_slowly(cpu, e, lin, aligned)
 }

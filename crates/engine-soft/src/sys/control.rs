@@ -10,7 +10,7 @@ use ringer_arch::regs::{cr0, cr4, efer, xcr0};
 use ringer_arch::seg::sreg;
 
 /// Bits of CR0 that exist; the other low ones stay zero whatever is written.
-const CR0_BITS: u64 = cr0::PE
+pub(super) const CR0_BITS: u64 = cr0::PE
     | cr0::MP
     | cr0::EM
     | cr0::TS
@@ -74,7 +74,7 @@ impl Cpu {
 }
 
 /// Whether PAE paging outside long mode will be in force.
-fn uses_pdptes(cr0v: u64, cr4v: u64, eferv: u64) -> bool {
+pub(super) fn uses_pdptes(cr0v: u64, cr4v: u64, eferv: u64) -> bool {
     cr0v & cr0::PG != 0 && cr4v & cr4::PAE != 0 && eferv & efer::LMA == 0
 }
 
@@ -82,7 +82,7 @@ fn uses_pdptes(cr0v: u64, cr4v: u64, eferv: u64) -> bool {
 pub(super) fn load_pdptes(cpu: &mut Cpu, cr3: u64) -> R<()> {
     let mut out = [0; 4];
     let base = cr3 & 0xffff_ffe0;
-    let reserved = !((1u64 << cpu.phys_bits) - 1) | 0x1e6;
+    let reserved = !((1u64 << cpu.model.max_phys_bits()) - 1) | 0x1e6;
     for (n, slot) in (0u64..).zip(out.iter_mut()) {
         let mut bytes = [0; 8];
         cpu.phys_read(base + 8 * n, &mut bytes);
@@ -143,7 +143,7 @@ fn write_cr3(cpu: &mut Cpu, v: u64) -> R<()> {
     let pcide = cpu.cr4 & cr4::PCIDE != 0;
     let keep = pcide && v & CR3_NO_FLUSH != 0;
     let new = if pcide { v & !CR3_NO_FLUSH } else { v };
-    if cpu.long_active() && new >> cpu.phys_bits != 0 {
+    if cpu.long_active() && new >> cpu.model.max_phys_bits() != 0 {
         return Err(cpu.gp(0));
     }
     set_cr3(cpu, new, keep)

@@ -1,7 +1,7 @@
 //! Debug registers, breakpoints, single step (Intel SDM vol. 3B ch. 18).
 
 use crate::cpu::{Cpu, Fault, R};
-use iced_x86::{Instruction, Mnemonic as M, Register};
+use iced_x86::{Instruction, Register};
 use ringer_arch::Exception;
 use ringer_arch::exception::vector;
 use ringer_arch::regs::{cr4, dr, rflags};
@@ -46,12 +46,17 @@ pub(super) fn mov_dr(cpu: &mut Cpu, i: &Instruction) -> R<()> {
     Ok(())
 }
 
+/// DR6 and DR7 with their constant bits as they are.
+pub(super) fn fixed(dr6: u64, dr7: u64) -> (u64, u64) {
+    (dr6 & DR6_WRITABLE | dr::DR6_FIXED, dr7 & DR7_WRITABLE | dr::DR7_FIXED)
+}
+
 /// Sets debug register `n` and drops TLB entries that may hide a watched page.
 pub(super) fn set_dr(cpu: &mut Cpu, n: usize, v: u64) {
     let enabled = cpu.dr[7] & DR7_ENABLES;
     cpu.dr[n] = match n {
-        6 => v & DR6_WRITABLE | dr::DR6_FIXED,
-        7 => v & DR7_WRITABLE | dr::DR7_FIXED,
+        6 => fixed(v, 0).0,
+        7 => fixed(0, v).1,
         _ => v,
     };
     if n != 6 && (enabled | cpu.dr[7]) & DR7_ENABLES != 0 {
@@ -120,33 +125,4 @@ pub(super) fn watch_port(cpu: &mut Cpu, port: u16, len: u32) {
         cpu.debug_trap |= hits;
         cpu.leave = true;
     }
-}
-
-/// To be called after instruction `i` has completed and [`Cpu::rip`] is the next one's address, at least whenever TF or RF was set
-/// before it or [`Cpu::debug_trap`] is not zero: clears RF, and raises the #DB of a single step or data breakpoint.
-/// `tf` is TF, and `shadow` [`Cpu::shadow`], from before the instruction.
-///
-/// # Errors
-/// #DB is due: to be delivered with [`raise_pending`](super::raise_pending).
-pub fn after_instruction(cpu: &mut Cpu, i: &Instruction, tf: bool) -> R<()> {
-    let m = i.mnemonic();
-    if !matches!(m, M::Iret | M::Iretd | M::Iretq) {
-        cpu.sysflags &= !rflags::RF;
-    }
-    // SYSCALL and SYSRET: the trap is taken if TF is still, or newly, set (so that an entry with TF in SFMASK is not stepped).
-    let step = match m {
-        M::Syscall => tf && cpu.sysflags & rflags::TF != 0,
-        M::Sysret | M::Sysretq => cpu.sysflags & rflags::TF != 0,
-        _ => tf,
-    };
-    if step {
-        cpu.debug_trap |= dr::DR6_BS;
-    }
-    // After MOV SS and POP SS, debug traps wait for the next instruction (Intel SDM vol. 3A §6.8.3).
-    let held = cpu.shadow && m != M::Sti;
-    if cpu.debug_trap == 0 || held {
-        return Ok(());
-    }
-    let bits = std::mem::take(&mut cpu.debug_trap);
-    Err(raise_trap(cpu, bits))
 }

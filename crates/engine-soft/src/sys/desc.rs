@@ -1,6 +1,7 @@
 //! Descriptors in the GDT and the LDT, and stacks that are not the current one (Intel SDM vol. 3A ch. 3, 5 and 6).
 
 use crate::cpu::{Cpu, Fault, R};
+pub(super) use ringer_arch::desc::system as typ;
 use ringer_arch::exception::{Exception, vector};
 use ringer_arch::seg::{Attr, Segment};
 
@@ -8,22 +9,6 @@ use ringer_arch::seg::{Attr, Segment};
 pub(super) const EXT: u32 = 1;
 /// The error code's selector part is an IDT entry.
 pub(super) const IDT: u32 = 2;
-
-/// Types of system descriptors (Intel SDM vol. 3A table 3-2).
-pub(super) mod typ {
-    pub const TSS16: u8 = 1;
-    pub const LDT: u8 = 2;
-    pub const TSS16_BUSY: u8 = 3;
-    pub const CALL16: u8 = 4;
-    pub const TASK_GATE: u8 = 5;
-    pub const INT16: u8 = 6;
-    pub const TRAP16: u8 = 7;
-    pub const TSS32: u8 = 9;
-    pub const TSS32_BUSY: u8 = 11;
-    pub const CALL32: u8 = 12;
-    pub const INT32: u8 = 14;
-    pub const TRAP32: u8 = 15;
-}
 
 /// Requested privilege level of a selector.
 pub(super) fn rpl(selector: u16) -> u8 {

@@ -10,7 +10,7 @@ use ringer_arch::Exception;
 use ringer_arch::exception::vector;
 
 impl Cpu {
-    /// Notes a software interrupt by an instruction of `len` bytes, which [`raise_pending`](super::raise_pending)
+    /// Notes a software interrupt by an instruction of `len` bytes, which [`raise_pending`](super::interrupt::raise_pending)
     /// delivers, with the gate's DPL checked.
     #[cold]
     pub fn raise_soft(&mut self, vector: u8, len: u8) -> Fault {

@@ -2,7 +2,7 @@
 //! table 6-5), and the choice of mode.
 
 use super::desc::EXT;
-use super::{legacy_int, long_int};
+use super::{debug, legacy_int, long_int};
 use crate::cpu::{Cpu, Mode, R};
 use ringer_arch::Exception;
 use ringer_arch::exception::vector;
@@ -10,7 +10,7 @@ use ringer_arch::regs::rflags;
 
 /// Where an event comes from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Kind {
+pub(super) enum Kind {
     /// The interrupt controller.
     External,
     /// The NMI pin.
@@ -66,16 +66,25 @@ pub fn raise_pending(cpu: &mut Cpu) {
         Some(len) => Kind::Soft(len),
         None => Kind::Exception,
     };
-    cpu.stats.exceptions += 1;
     dispatch(cpu, Event { vector: e.vector, kind, code: e.code });
 }
 
-/// Delivers an external interrupt or NMI between two instructions: [`Cpu::rip`] is the address to return to, and then the handler's. A
-/// halted processor wakes.
-pub fn inject(cpu: &mut Cpu, vector: u8, kind: Kind) {
-    cpu.mp_state = ringer_arch::MpState::Running;
-    cpu.stats.interrupts += 1;
-    dispatch(cpu, Event { vector, kind, code: None });
+/// Delivers an external interrupt between two instructions: [`Cpu::rip`] is the address to return to, and then the handler's.
+pub fn external(cpu: &mut Cpu, vector: u8) {
+    dispatch(cpu, Event { vector, kind: Kind::External, code: None });
+}
+
+/// Delivers an NMI between two instructions, and blocks further ones until IRET.
+pub fn nmi(cpu: &mut Cpu) {
+    cpu.nmi_blocked = true;
+    dispatch(cpu, Event { vector: vector::NMI, kind: Kind::Nmi, code: None });
+}
+
+/// Delivers the #DB of the debug traps in [`Cpu::debug_trap`] between two instructions.
+pub fn debug_trap(cpu: &mut Cpu) {
+    let bits = std::mem::take(&mut cpu.debug_trap);
+    debug::raise_trap(cpu, bits);
+    raise_pending(cpu);
 }
 
 /// More events in a row than any delivery that ends can raise: benign exceptions that raise themselves (#AC on the stack that #AC
@@ -137,9 +146,6 @@ fn deliver(cpu: &mut Cpu, ev: &Event) -> R<()> {
     }
     cpu.rip = cpu.next_rip;
     cpu.shadow = false;
-    if ev.kind == Kind::Nmi {
-        cpu.nmi_blocked = true;
-    }
     cpu.leave = true;
     Ok(())
 }

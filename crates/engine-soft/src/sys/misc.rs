@@ -7,7 +7,7 @@ use iced_x86::{Instruction, Mnemonic as M};
 use ringer_arch::cpu::Feature;
 use ringer_arch::regs::cr4;
 use ringer_arch::seg::sreg;
-use ringer_arch::{MpState, msr};
+use ringer_arch::MpState;
 
 /// A hypercall's answer outside ring 0 (Linux Documentation/virt/kvm/x86/hypercalls.rst).
 const KVM_EPERM: u64 = 1;
@@ -15,7 +15,6 @@ const KVM_EPERM: u64 = 1;
 pub(super) fn hlt(cpu: &mut Cpu) -> R<()> {
     cpu.require_cpl0()?;
     cpu.mp_state = MpState::Halted;
-    cpu.stats.halts += 1;
     cpu.leave = true;
     Ok(())
 }
@@ -143,13 +142,11 @@ pub(super) fn rdpid(cpu: &mut Cpu, i: &Instruction) -> R<()> {
 }
 
 pub(super) fn cpuid(cpu: &mut Cpu) -> R<()> {
-    const APIC_ENABLE: u64 = 1 << 11;
-    let mut dynamic = cpu.cpuid;
+    let mut dynamic = cpu.io.cpuid();
     dynamic.apic_id = cpu.index;
     dynamic.vcpus = cpu.vcpus;
     dynamic.osxsave = cpu.cr4 & cr4::OSXSAVE != 0;
     dynamic.xcr0 = cpu.xcr0;
-    dynamic.apic_enabled = cpu.io.msr_read(msr::APIC_BASE).is_some_and(|v| v & APIC_ENABLE != 0);
     let (leaf, subleaf) = (cpu.regs[0] as u32, cpu.regs[1] as u32);
     let [a, b, c, d] = cpu.model.cpuid(leaf, subleaf, &dynamic);
     cpu.regs[0] = u64::from(a);

@@ -1,15 +1,15 @@
 //! The system side of the processor: segments, gates, interrupts, tasks, control registers, MSRs, port I/O, debugging
 //! and the conversion to and from [`VcpuState`](ringer_arch::VcpuState).
 //!
-//! Instructions come in through [`execute`]; events (exceptions, interrupts) through [`raise_pending`] and [`inject`].
+//! Instructions come in through [`execute`]; events (exceptions, interrupts) through [`interrupt`].
 
 mod control;
-mod debug;
+pub mod debug;
 mod desc;
 mod far;
 mod flags;
 mod int_ops;
-mod interrupt;
+pub mod interrupt;
 mod io;
 mod iret;
 mod legacy_int;
@@ -18,22 +18,14 @@ mod misc;
 mod msr;
 mod segment;
 mod segment_ops;
-mod state;
+pub mod state;
 mod syscall;
 mod task;
 mod v86;
 
-#[cfg(test)]
-pub(crate) mod testing;
-#[cfg(test)]
-mod tests;
-
-pub use debug::{after_instruction, code_breakpoint};
-pub use interrupt::{inject, raise_pending};
-pub use state::{CpuSetup, init_reset, start_up};
-
 use crate::cpu::{Cpu, R};
 use iced_x86::{Instruction, Mnemonic as M};
+use ringer_arch::cpu::Vendor;
 
 /// Executes a system instruction; `None` if it is not one.
 ///
@@ -129,6 +121,12 @@ impl Cpu {
         self.cpl = old;
         self.select_tlb();
         r
+    }
+
+    /// Whether the processor follows AMD's rules where the vendors differ.
+    #[must_use]
+    pub(crate) fn amd(&self) -> bool {
+        self.model.vendor() == Vendor::Amd
     }
 
     /// RFLAGS.IOPL.

@@ -11,7 +11,7 @@ pub(super) fn null_segment(cpu: &Cpu, index: usize, selector: u16) -> Segment {
     let old = cpu.seg[index];
     let dpl = if index == sreg::SS { u32::from(rpl(selector)) << 5 } else { 0 };
     // Intel clears the base; AMD does so since it reports NullSelectorClearsBase (AMD APM vol. 2 §4.5.3).
-    let cleared = !cpu.amd || cpu.has(Feature::NULL_SEL_CLEARS_BASE);
+    let cleared = !cpu.amd() || cpu.has(Feature::NULL_SEL_CLEARS_BASE);
     let base = if cleared { 0 } else { old.base };
     // A limit that is of use if the program goes to real mode without loading the register again.
     Segment { selector, base, limit: old.limit.max(0xffff), attr: Attr(Attr::UNUSABLE | dpl) }
@@ -42,25 +42,27 @@ pub(super) fn load(cpu: &mut Cpu, index: usize, selector: u16) -> R<()> {
         let s = check_ss(cpu, selector, cpu.cpl, vector::GP, 0)?;
         cpu.seg[index] = s;
     } else {
-        let s = check_data(cpu, index, selector)?;
+        let s = check_data(cpu, index, selector, vector::GP, 0)?;
         cpu.seg[index] = s;
     }
     cpu.update_mode();
     Ok(())
 }
 
-fn check_data(cpu: &mut Cpu, index: usize, selector: u16) -> R<Segment> {
+/// What DS, ES, FS or GS becomes when `selector` is loaded. Violations raise `bad` (#GP, or #TS when the selector comes from a
+/// TSS), #NP if not present.
+pub(super) fn check_data(cpu: &mut Cpu, index: usize, selector: u16, bad: u8, ext: u32) -> R<Segment> {
     if is_null(selector) {
         return Ok(null_segment(cpu, index, selector));
     }
-    let d = desc::read(cpu, selector, vector::GP, 0)?;
+    let d = desc::read(cpu, selector, bad, ext)?;
     let a = d.attr();
     let level = rpl(selector).max(cpu.cpl);
     if !a.is_readable() || (!a.is_conforming() && level > a.dpl()) {
-        return Err(sel_fault(cpu, vector::GP, selector, 0));
+        return Err(sel_fault(cpu, bad, selector, ext));
     }
     if !a.present() {
-        return Err(sel_fault(cpu, vector::NP, selector, 0));
+        return Err(sel_fault(cpu, vector::NP, selector, ext));
     }
     desc::set_accessed(cpu, &d)?;
     Ok(d.segment())

@@ -23,7 +23,7 @@ fn flat_stack(selector: u16, cpl: u8) -> Segment {
 
 /// #UD unless SYSCALL and SYSRET exist here: EFER.SCE, and on Intel only in 64-bit mode.
 fn require_sce(cpu: &mut Cpu) -> R<()> {
-    let there = cpu.efer & efer::SCE != 0 && (cpu.is64() || (cpu.amd && cpu.protected()));
+    let there = cpu.efer & efer::SCE != 0 && (cpu.is64() || (cpu.amd() && cpu.protected()));
     if there { Ok(()) } else { Err(cpu.ud()) }
 }
 
@@ -60,12 +60,12 @@ pub(super) fn sysret(cpu: &mut Cpu, wide: bool) -> R<()> {
     let rcx = cpu.regs[RCX];
     let was64 = cpu.is64();
     // Intel checks here, in ring 0; AMD in ring 3, when it fetches.
-    if wide && !cpu.amd && !cpu.canonical(rcx) {
+    if wide && !cpu.amd() && !cpu.canonical(rcx) {
         return Err(cpu.gp(0));
     }
     cpu.seg[sreg::CS] = flat_code(if wide { base.wrapping_add(16) } else { base } | 3, 3, wide);
     let ss = base.wrapping_add(8) | 3;
-    if cpu.amd {
+    if cpu.amd() {
         // Base, limit and rights of SS stay (AMD APM vol. 3 "SYSRET").
         cpu.seg[sreg::SS].selector = ss;
     } else {
@@ -86,7 +86,7 @@ pub(super) fn sysret(cpu: &mut Cpu, wide: bool) -> R<()> {
 
 /// #UD unless SYSENTER and SYSEXIT exist here; #GP(0) in real mode and without selectors.
 fn require_sep(cpu: &mut Cpu) -> R<()> {
-    if !cpu.has(Feature::SEP) || (cpu.amd && cpu.long_active()) {
+    if !cpu.has(Feature::SEP) || (cpu.amd() && cpu.long_active()) {
         return Err(cpu.ud());
     }
     let real = cpu.mode == crate::cpu::Mode::Real;
