@@ -265,10 +265,14 @@ pub unsafe fn compare_exchange(p: *mut u8, size: u32, old: u64, new: u64) -> u64
         match size {
             1 => core::arch::asm!("lock cmpxchg byte ptr [{p}], {n}", "movzx eax, al", p = in(reg) p,
                 n = in(reg_byte) new as u8, inout("rax") old => seen, options(nostack)),
-            2 => core::arch::asm!("lock cmpxchg word ptr [{p}], {n:x}", "movzx eax, ax", p = in(reg) p, n = in(reg) new,
-                inout("rax") old => seen, options(nostack)),
-            4 => core::arch::asm!("lock cmpxchg dword ptr [{p}], {n:e}", "mov eax, eax", p = in(reg) p, n = in(reg) new,
-                inout("rax") old => seen, options(nostack)),
+            2 => {
+                core::arch::asm!("lock cmpxchg word ptr [{p}], {n:x}", "movzx eax, ax", p = in(reg) p, n = in(reg) new,
+                inout("rax") old => seen, options(nostack))
+            }
+            4 => {
+                core::arch::asm!("lock cmpxchg dword ptr [{p}], {n:e}", "mov eax, eax", p = in(reg) p, n = in(reg) new,
+                inout("rax") old => seen, options(nostack))
+            }
             _ => core::arch::asm!("lock cmpxchg qword ptr [{p}], {n}", p = in(reg) p, n = in(reg) new,
                 inout("rax") old => seen, options(nostack)),
         }
@@ -373,7 +377,12 @@ mod tests {
     #[test]
     fn flag_images_round_trip() {
         for bits in 0..64u64 {
-            let r = bits & 1 | (bits & 2) << 1 | (bits & 4) << 2 | (bits & 8) << 3 | (bits & 16) << 3 | (bits & 32) << 6;
+            let r = bits & 1
+                | (bits & 2) << 1
+                | (bits & 4) << 2
+                | (bits & 8) << 3
+                | (bits & 16) << 3
+                | (bits & 32) << 6;
             assert_eq!(flags_to_rflags(flags_from_rflags(r)), r);
         }
     }

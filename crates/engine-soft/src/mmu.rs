@@ -5,8 +5,8 @@
 //! whole linear page onto one page of guest RAM, which stays mapped as long as the `GuestMemory` that this `Mmu` holds.
 
 use crate::cpu::{Cpu, Fault, Mode, R};
-use ringer_arch::exception::{Exception, pf, vector};
 use ringer_arch::cpu::{CpuModel, Feature, Vendor};
+use ringer_arch::exception::{Exception, pf, vector};
 use ringer_arch::paging::{self, Access, Kind};
 use ringer_arch::regs::{cr0, cr4, rflags};
 use ringer_memory::raw::{self, GuestInt};
@@ -440,7 +440,9 @@ impl Cpu {
     pub fn load_slow<T: GuestInt>(&mut self, lin: u64) -> R<T> {
         self.check_alignment(lin, T::SIZE)?;
         let mut buf = [0; 8];
-        self.access(lin, T::SIZE as usize, false, |cpu, gpa, at, n| cpu.phys_read(gpa, &mut buf[at..at + n]))?;
+        self.access(lin, T::SIZE as usize, false, |cpu, gpa, at, n| {
+            cpu.phys_read(gpa, &mut buf[at..at + n])
+        })?;
         Ok(T::of_u64(u64::from_le_bytes(buf)))
     }
 
@@ -596,19 +598,29 @@ impl Cpu {
         if n == 0 {
             return 0;
         }
-        let (Some(d), Some(s)) = (self.fast_ptr(dst, n, true), self.fast_ptr(src, n, false)) else { return 0 };
+        let (Some(d), Some(s)) = (self.fast_ptr(dst, n, true), self.fast_ptr(src, n, false)) else {
+            return 0;
+        };
         // SAFETY: `fast_ptr` matched tags for all of the bytes on both sides; `rep movs` with the guest's own element
         // size does to overlapping runs what the guest's instruction does.
         unsafe {
             match size {
-                8 => core::arch::asm!("rep movsq", inout("rcx") n / 8 => _, inout("rsi") s => _, inout("rdi") d => _,
-                    options(nostack, preserves_flags)),
-                4 => core::arch::asm!("rep movsd", inout("rcx") n / 4 => _, inout("rsi") s => _, inout("rdi") d => _,
-                    options(nostack, preserves_flags)),
-                2 => core::arch::asm!("rep movsw", inout("rcx") n / 2 => _, inout("rsi") s => _, inout("rdi") d => _,
-                    options(nostack, preserves_flags)),
-                _ => core::arch::asm!("rep movsb", inout("rcx") n => _, inout("rsi") s => _, inout("rdi") d => _,
-                    options(nostack, preserves_flags)),
+                8 => {
+                    core::arch::asm!("rep movsq", inout("rcx") n / 8 => _, inout("rsi") s => _, inout("rdi") d => _,
+                    options(nostack, preserves_flags))
+                }
+                4 => {
+                    core::arch::asm!("rep movsd", inout("rcx") n / 4 => _, inout("rsi") s => _, inout("rdi") d => _,
+                    options(nostack, preserves_flags))
+                }
+                2 => {
+                    core::arch::asm!("rep movsw", inout("rcx") n / 2 => _, inout("rsi") s => _, inout("rdi") d => _,
+                    options(nostack, preserves_flags))
+                }
+                _ => {
+                    core::arch::asm!("rep movsb", inout("rcx") n => _, inout("rsi") s => _, inout("rdi") d => _,
+                    options(nostack, preserves_flags))
+                }
             }
         }
         n
@@ -625,12 +637,18 @@ impl Cpu {
         // SAFETY: `fast_ptr` matched a tag for all of the bytes.
         unsafe {
             match size {
-                8 => core::arch::asm!("rep stosq", inout("rcx") n / 8 => _, inout("rdi") d => _, in("rax") value,
-                    options(nostack, preserves_flags)),
-                4 => core::arch::asm!("rep stosd", inout("rcx") n / 4 => _, inout("rdi") d => _, in("rax") value,
-                    options(nostack, preserves_flags)),
-                2 => core::arch::asm!("rep stosw", inout("rcx") n / 2 => _, inout("rdi") d => _, in("rax") value,
-                    options(nostack, preserves_flags)),
+                8 => {
+                    core::arch::asm!("rep stosq", inout("rcx") n / 8 => _, inout("rdi") d => _, in("rax") value,
+                    options(nostack, preserves_flags))
+                }
+                4 => {
+                    core::arch::asm!("rep stosd", inout("rcx") n / 4 => _, inout("rdi") d => _, in("rax") value,
+                    options(nostack, preserves_flags))
+                }
+                2 => {
+                    core::arch::asm!("rep stosw", inout("rcx") n / 2 => _, inout("rdi") d => _, in("rax") value,
+                    options(nostack, preserves_flags))
+                }
                 _ => core::arch::asm!("rep stosb", inout("rcx") n => _, inout("rdi") d => _, in("rax") value,
                     options(nostack, preserves_flags)),
             }
@@ -766,8 +784,7 @@ impl Cpu {
             let mut write = false;
             if acc == Acc::Write && t.write && !watched {
                 // The order matters to `GuestMemory::mark_code`: it sets CODE, then looks for WCACHED.
-                let before =
-                    self.mmu.memory.set_page_flags(page, PageFlags::DIRTY | PageFlags::WCACHED);
+                let before = self.mmu.memory.set_page_flags(page, PageFlags::DIRTY | PageFlags::WCACHED);
                 write = !before.has(PageFlags::CODE);
             }
             let rights = Rights {

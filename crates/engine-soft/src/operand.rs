@@ -251,11 +251,8 @@ impl Cpu {
     /// # Errors
     /// #GP(0).
     pub fn branch_to(&mut self, target: u64) -> R<()> {
-        let bad = if self.is64() {
-            !self.canonical(target)
-        } else {
-            target > u64::from(self.seg[sreg::CS].limit)
-        };
+        let bad =
+            if self.is64() { !self.canonical(target) } else { target > u64::from(self.seg[sreg::CS].limit) };
         if bad {
             return Err(self.gp(0));
         }

@@ -378,15 +378,7 @@ impl Interpreter {
         let mut now = [0; WINDOW];
         let same = self.cpu.mmu.memory().read(gpa, &mut now[..len]).is_ok() && now[..len] == bytes[..len];
         let trusted = same && self.shared.settled(self.cpu.index, epoch);
-        Block {
-            ops: d.ops,
-            gpa,
-            len: d.len,
-            version,
-            bytes: bytes[..len].into(),
-            trusted,
-            epoch,
-        }
+        Block { ops: d.ops, gpa, len: d.len, version, bytes: bytes[..len].into(), trusted, epoch }
     }
 
     /// Code in MMIO space: one instruction at a time, never kept.
@@ -443,15 +435,7 @@ impl Interpreter {
 /// A block outside the rules of versions and trust.
 fn loose(gpa: u64, d: decode::Decoded, bytes: &[u8]) -> Block {
     let len = d.len as usize;
-    Block {
-        ops: d.ops,
-        gpa,
-        len: d.len,
-        version: 0,
-        bytes: bytes[..len].into(),
-        trusted: false,
-        epoch: 0,
-    }
+    Block { ops: d.ops, gpa, len: d.len, version: 0, bytes: bytes[..len].into(), trusted: false, epoch: 0 }
 }
 
 /// Runs a block and counts its instructions.

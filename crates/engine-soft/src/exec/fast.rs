@@ -27,7 +27,8 @@ fn wr<T: Alu>(cpu: &mut Cpu, r: u8, v: T) {
 fn ea<const FULL: bool>(cpu: &Cpu, op: &Op) -> u64 {
     let a = cpu.regs[op.base as usize].wrapping_add(op.disp as u64);
     if FULL {
-        a.wrapping_add(cpu.regs[op.index as usize] << (op.scale & 3)).wrapping_add(cpu.regs[op.seg_slot as usize])
+        a.wrapping_add(cpu.regs[op.index as usize] << (op.scale & 3))
+            .wrapping_add(cpu.regs[op.seg_slot as usize])
     } else {
         a
     }
@@ -206,7 +207,10 @@ fn movx_rr<D: Alu, S: Alu, const SIGNED: bool>(cpu: &mut Cpu, at: Cursor<'_>) {
     next(cpu, at);
 }
 
-fn movx_rm<D: Alu, S: Alu, const SIGNED: bool, const FULL: bool, const SLOW: bool>(cpu: &mut Cpu, at: Cursor<'_>) {
+fn movx_rm<D: Alu, S: Alu, const SIGNED: bool, const FULL: bool, const SLOW: bool>(
+    cpu: &mut Cpu,
+    at: Cursor<'_>,
+) {
     let v = load!(cpu, at, S, ea::<FULL>(cpu, at.op()), SLOW, movx_rm::<D, S, SIGNED, FULL, true>);
     wr(cpu, at.op().a, D::of_u64(widen::<S, SIGNED>(v)));
     next(cpu, at);
@@ -231,11 +235,15 @@ fn inc_dec_m<T: Alu, const DEC: bool>(cpu: &mut Cpu, at: Cursor<'_>) {
     let lin = ea::<true>(cpu, at.op());
     let f = cpu.fl;
     let mut out = f;
-    or_abort!(cpu, at, cpu.modify_slow::<T>(lin, |a| {
-        let (r, g) = if DEC { T::dec(a, f) } else { T::inc(a, f) };
-        out = g;
-        r
-    }));
+    or_abort!(
+        cpu,
+        at,
+        cpu.modify_slow::<T>(lin, |a| {
+            let (r, g) = if DEC { T::dec(a, f) } else { T::inc(a, f) };
+            out = g;
+            r
+        })
+    );
     cpu.fl = out;
     next_unless_left(cpu, at);
 }

@@ -37,7 +37,9 @@ fn integer(cpu: &mut Cpu, i: &Instruction) -> Option<R<()>> {
         M::Div | M::Idiv => divide(cpu, i),
         M::Bt | M::Bts | M::Btr | M::Btc => bit_test(cpu, i),
         M::Bsf | M::Bsr => bit_scan(cpu, i),
-        M::Bswap | M::Xchg | M::Xadd | M::Cmpxchg | M::Cmpxchg8b | M::Cmpxchg16b | M::Movbe => exchange(cpu, i),
+        M::Bswap | M::Xchg | M::Xadd | M::Cmpxchg | M::Cmpxchg8b | M::Cmpxchg16b | M::Movbe => {
+            exchange(cpu, i)
+        }
         M::Push | M::Pop => return stack(cpu, i),
         M::Pusha | M::Pushad | M::Popa | M::Popad | M::Enter | M::Leave => stack_frame(cpu, i),
         M::Lea => {
@@ -51,12 +53,34 @@ fn integer(cpu: &mut Cpu, i: &Instruction) -> Option<R<()>> {
         M::Clc | M::Stc | M::Cmc | M::Cld | M::Std | M::Lahf | M::Sahf | M::Salc => flag_ops(cpu, i),
         M::Daa | M::Das | M::Aaa | M::Aas | M::Aam | M::Aad => decimal(cpu, i),
         M::Xlatb => xlat(cpu, i),
-        M::Nop | M::Reservednop | M::Pause | M::Endbr64 | M::Endbr32 | M::Mfence | M::Lfence | M::Sfence | M::Serialize => Ok(()),
+        M::Nop
+        | M::Reservednop
+        | M::Pause
+        | M::Endbr64
+        | M::Endbr32
+        | M::Mfence
+        | M::Lfence
+        | M::Sfence
+        | M::Serialize => Ok(()),
         M::Ud0 | M::Ud1 | M::Ud2 => Err(cpu.ud()),
-        M::Movsb | M::Movsw | M::Movsq | M::Stosb | M::Stosw | M::Stosd | M::Stosq | M::Lodsb | M::Lodsw
-        | M::Lodsd | M::Lodsq | M::Scasb | M::Scasw | M::Scasd | M::Scasq | M::Cmpsb | M::Cmpsw | M::Cmpsq => {
-            super::string::execute(cpu, i)
-        }
+        M::Movsb
+        | M::Movsw
+        | M::Movsq
+        | M::Stosb
+        | M::Stosw
+        | M::Stosd
+        | M::Stosq
+        | M::Lodsb
+        | M::Lodsw
+        | M::Lodsd
+        | M::Lodsq
+        | M::Scasb
+        | M::Scasw
+        | M::Scasd
+        | M::Scasq
+        | M::Cmpsb
+        | M::Cmpsw
+        | M::Cmpsq => super::string::execute(cpu, i),
         // These two mnemonics name vector instructions too.
         M::Movsd if i.op_count() == 2 && i.op0_kind().is_string() => super::string::execute(cpu, i),
         M::Cmpsd if i.op_count() == 2 && i.op0_kind().is_string() => super::string::execute(cpu, i),
@@ -619,10 +643,22 @@ fn count_branch(cpu: &mut Cpu, i: &Instruction) -> R<()> {
     use iced_x86::Code as C;
     // The counter's width is the address size, which iced puts into the code.
     let bits = match i.code() {
-        C::Loopne_rel8_16_CX | C::Loopne_rel8_32_CX | C::Loope_rel8_16_CX | C::Loope_rel8_32_CX
-        | C::Loop_rel8_16_CX | C::Loop_rel8_32_CX | C::Jcxz_rel8_16 | C::Jcxz_rel8_32 => 16,
-        C::Loopne_rel8_64_RCX | C::Loopne_rel8_16_RCX | C::Loope_rel8_64_RCX | C::Loope_rel8_16_RCX
-        | C::Loop_rel8_64_RCX | C::Loop_rel8_16_RCX | C::Jrcxz_rel8_64 | C::Jrcxz_rel8_16 => 64,
+        C::Loopne_rel8_16_CX
+        | C::Loopne_rel8_32_CX
+        | C::Loope_rel8_16_CX
+        | C::Loope_rel8_32_CX
+        | C::Loop_rel8_16_CX
+        | C::Loop_rel8_32_CX
+        | C::Jcxz_rel8_16
+        | C::Jcxz_rel8_32 => 16,
+        C::Loopne_rel8_64_RCX
+        | C::Loopne_rel8_16_RCX
+        | C::Loope_rel8_64_RCX
+        | C::Loope_rel8_16_RCX
+        | C::Loop_rel8_64_RCX
+        | C::Loop_rel8_16_RCX
+        | C::Jrcxz_rel8_64
+        | C::Jrcxz_rel8_16 => 64,
         _ => 32,
     };
     let m = Cpu::width_mask(bits);

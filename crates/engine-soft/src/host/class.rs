@@ -62,10 +62,41 @@ pub fn is_ours(i: &Instruction) -> bool {
     i.cpuid_features().iter().any(|f| {
         matches!(
             f,
-            F::SSE | F::SSE2 | F::SSE3 | F::SSSE3 | F::SSE4_1 | F::SSE4_2 | F::SSE4A | F::AES | F::PCLMULQDQ | F::SHA | F::GFNI
-                | F::MMX | F::FPU | F::FPU287 | F::FPU387 | F::FPU287XL_ONLY | F::FPU387SL_ONLY | F::FXSR | F::XSAVE
-                | F::XSAVEOPT | F::XSAVEC | F::XSAVES | F::POPCNT | F::LZCNT | F::BMI1 | F::ADX | F::RDRAND | F::RDSEED
-                | F::MOVBE | F::PREFETCHW | F::PREFETCHWT1 | F::D3NOW | F::KL | F::AESKLE | F::WIDE_KL
+            F::SSE
+                | F::SSE2
+                | F::SSE3
+                | F::SSSE3
+                | F::SSE4_1
+                | F::SSE4_2
+                | F::SSE4A
+                | F::AES
+                | F::PCLMULQDQ
+                | F::SHA
+                | F::GFNI
+                | F::MMX
+                | F::FPU
+                | F::FPU287
+                | F::FPU387
+                | F::FPU287XL_ONLY
+                | F::FPU387SL_ONLY
+                | F::FXSR
+                | F::XSAVE
+                | F::XSAVEOPT
+                | F::XSAVEC
+                | F::XSAVES
+                | F::POPCNT
+                | F::LZCNT
+                | F::BMI1
+                | F::ADX
+                | F::RDRAND
+                | F::RDSEED
+                | F::MOVBE
+                | F::PREFETCHW
+                | F::PREFETCHWT1
+                | F::D3NOW
+                | F::KL
+                | F::AESKLE
+                | F::WIDE_KL
         )
     }) || is_prefetch(i.code())
 }
@@ -95,7 +126,9 @@ pub fn is_prefetch(c: Code) -> bool {
 pub fn is_fence(c: Code) -> bool {
     let n = c as usize;
     let within = |a: Code, b: Code| (a as usize..=b as usize).contains(&n);
-    within(Code::Lfence, Code::Lfence_EF) || within(Code::Mfence, Code::Mfence_F7) || within(Code::Sfence, Code::Sfence_FF)
+    within(Code::Lfence, Code::Lfence_EF)
+        || within(Code::Mfence, Code::Mfence_F7)
+        || within(Code::Sfence, Code::Sfence_FF)
 }
 
 /// The model's feature for one that the decoder names; `None` if no model has it.
@@ -168,11 +201,22 @@ fn legacy_gate(i: &Instruction) -> Gate {
     match i.code() {
         Code::Wait => return Gate::Wait,
         Code::Movnti_m32_r32 | Code::Movnti_m64_r64 => return Gate::None,
-        Code::Fninit | Code::Fnclex | Code::Fnstcw_m2byte | Code::Fnstsw_m2byte | Code::Fnstsw_AX
-        | Code::Fnstenv_m14byte | Code::Fnstenv_m28byte | Code::Fnsave_m94byte | Code::Fnsave_m108byte => {
+        Code::Fninit
+        | Code::Fnclex
+        | Code::Fnstcw_m2byte
+        | Code::Fnstsw_m2byte
+        | Code::Fnstsw_AX
+        | Code::Fnstenv_m14byte
+        | Code::Fnstenv_m28byte
+        | Code::Fnsave_m94byte
+        | Code::Fnsave_m108byte => {
             return Gate::X87NoWait;
         }
-        Code::Crc32_r32_rm8 | Code::Crc32_r64_rm8 | Code::Crc32_r32_rm16 | Code::Crc32_r32_rm32 | Code::Crc32_r64_rm64 => {
+        Code::Crc32_r32_rm8
+        | Code::Crc32_r64_rm8
+        | Code::Crc32_r32_rm16
+        | Code::Crc32_r32_rm32
+        | Code::Crc32_r64_rm64 => {
             return Gate::None;
         }
         _ => {}
@@ -209,14 +253,17 @@ pub fn alignment(i: &Instruction) -> Align {
     }
     let name = format!("{:?}", i.mnemonic()).to_lowercase();
     let name = name.strip_prefix('v').unwrap_or(&name);
-    let aligned_move = ["movaps", "movapd", "movdqa", "movntps", "movntpd", "movntdq", "movntdqa"].contains(&name);
+    let aligned_move =
+        ["movaps", "movapd", "movdqa", "movntps", "movntpd", "movntdq", "movntdqa"].contains(&name);
     if aligned_move {
         return Align::Strict;
     }
     let free = i.encoding() != EncodingKind::Legacy
-        || ["movups", "movupd", "movdqu", "lddqu", "pcmpestri", "pcmpestrm", "pcmpistri", "pcmpistrm"].contains(&name)
+        || ["movups", "movupd", "movdqu", "lddqu", "pcmpestri", "pcmpestrm", "pcmpistri", "pcmpistrm"]
+            .contains(&name)
         || matches!(i.code(), C::Pcmpestri64_xmm_xmmm128_imm8 | C::Pcmpestrm64_xmm_xmmm128_imm8)
-        || uses_x87(i) && !(0..i.op_count()).any(|o| i.op_kind(o) == OpKind::Register && i.op_register(o).is_xmm())
+        || uses_x87(i)
+            && !(0..i.op_count()).any(|o| i.op_kind(o) == OpKind::Register && i.op_register(o).is_xmm())
             && name.starts_with('f');
     if free { Align::Free } else { Align::UnlessMm }
 }

@@ -197,9 +197,7 @@ impl Drop for CodeArea {
 
 fn map(fd: &OwnedFd, prot: libc::c_int) -> io::Result<*mut u8> {
     // SAFETY: a fresh shared mapping of our own file at an address of the kernel's choice.
-    let p = unsafe {
-        libc::mmap(std::ptr::null_mut(), AREA_LEN, prot, libc::MAP_SHARED, fd.as_raw_fd(), 0)
-    };
+    let p = unsafe { libc::mmap(std::ptr::null_mut(), AREA_LEN, prot, libc::MAP_SHARED, fd.as_raw_fd(), 0) };
     if p == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(p.cast()) }
 }
 
@@ -273,7 +271,8 @@ extern "C" fn handler(sig: libc::c_int, info: *mut libc::siginfo_t, uc: *mut lib
                 libc::signal(sig, libc::SIG_DFL);
             }
             f if (*old).sa_flags & libc::SA_SIGINFO != 0 => {
-                let f: extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void) = std::mem::transmute(f);
+                let f: extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void) =
+                    std::mem::transmute(f);
                 f(sig, info, uc);
             }
             f => {

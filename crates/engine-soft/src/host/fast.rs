@@ -18,16 +18,24 @@ pub fn find(i: &Instruction) -> Option<Special> {
 fn from_memory(c: Code) -> Option<Special> {
     use Code as C;
     Some(match c {
-        C::Movups_xmm_xmmm128 | C::Movupd_xmm_xmmm128 | C::Movdqu_xmm_xmmm128 | C::Lddqu_xmm_m128 => load::<16, false, false>,
+        C::Movups_xmm_xmmm128 | C::Movupd_xmm_xmmm128 | C::Movdqu_xmm_xmmm128 | C::Lddqu_xmm_m128 => {
+            load::<16, false, false>
+        }
         C::Movaps_xmm_xmmm128 | C::Movapd_xmm_xmmm128 | C::Movdqa_xmm_xmmm128 => load::<16, true, false>,
-        C::VEX_Vmovups_xmm_xmmm128 | C::VEX_Vmovupd_xmm_xmmm128 | C::VEX_Vmovdqu_xmm_xmmm128 | C::VEX_Vlddqu_xmm_m128 => {
-            load::<16, false, true>
+        C::VEX_Vmovups_xmm_xmmm128
+        | C::VEX_Vmovupd_xmm_xmmm128
+        | C::VEX_Vmovdqu_xmm_xmmm128
+        | C::VEX_Vlddqu_xmm_m128 => load::<16, false, true>,
+        C::VEX_Vmovaps_xmm_xmmm128 | C::VEX_Vmovapd_xmm_xmmm128 | C::VEX_Vmovdqa_xmm_xmmm128 => {
+            load::<16, true, true>
         }
-        C::VEX_Vmovaps_xmm_xmmm128 | C::VEX_Vmovapd_xmm_xmmm128 | C::VEX_Vmovdqa_xmm_xmmm128 => load::<16, true, true>,
-        C::VEX_Vmovups_ymm_ymmm256 | C::VEX_Vmovupd_ymm_ymmm256 | C::VEX_Vmovdqu_ymm_ymmm256 | C::VEX_Vlddqu_ymm_m256 => {
-            load::<32, false, true>
+        C::VEX_Vmovups_ymm_ymmm256
+        | C::VEX_Vmovupd_ymm_ymmm256
+        | C::VEX_Vmovdqu_ymm_ymmm256
+        | C::VEX_Vlddqu_ymm_m256 => load::<32, false, true>,
+        C::VEX_Vmovaps_ymm_ymmm256 | C::VEX_Vmovapd_ymm_ymmm256 | C::VEX_Vmovdqa_ymm_ymmm256 => {
+            load::<32, true, true>
         }
-        C::VEX_Vmovaps_ymm_ymmm256 | C::VEX_Vmovapd_ymm_ymmm256 | C::VEX_Vmovdqa_ymm_ymmm256 => load::<32, true, true>,
         C::Movq_xmm_xmmm64 | C::Movsd_xmm_xmmm64 | C::Movq_xmm_rm64 => load_scalar::<8, false>,
         C::Movss_xmm_xmmm32 | C::Movd_xmm_rm32 => load_scalar::<4, false>,
         C::VEX_Vmovq_xmm_xmmm64 | C::VEX_Vmovsd_xmm_m64 | C::VEX_Vmovq_xmm_rm64 => load_scalar::<8, true>,
@@ -42,21 +50,35 @@ fn to_memory(c: Code) -> Option<Special> {
     use Code as C;
     Some(match c {
         C::Movups_xmmm128_xmm | C::Movupd_xmmm128_xmm | C::Movdqu_xmmm128_xmm => store::<16, false>,
-        C::VEX_Vmovups_xmmm128_xmm | C::VEX_Vmovupd_xmmm128_xmm | C::VEX_Vmovdqu_xmmm128_xmm => store::<16, false>,
+        C::VEX_Vmovups_xmmm128_xmm | C::VEX_Vmovupd_xmmm128_xmm | C::VEX_Vmovdqu_xmmm128_xmm => {
+            store::<16, false>
+        }
         C::Movaps_xmmm128_xmm | C::Movapd_xmmm128_xmm | C::Movdqa_xmmm128_xmm => store::<16, true>,
-        C::VEX_Vmovaps_xmmm128_xmm | C::VEX_Vmovapd_xmmm128_xmm | C::VEX_Vmovdqa_xmmm128_xmm => store::<16, true>,
+        C::VEX_Vmovaps_xmmm128_xmm | C::VEX_Vmovapd_xmmm128_xmm | C::VEX_Vmovdqa_xmmm128_xmm => {
+            store::<16, true>
+        }
         C::Movntps_m128_xmm | C::Movntpd_m128_xmm | C::Movntdq_m128_xmm => store::<16, true>,
         C::VEX_Vmovntps_m128_xmm | C::VEX_Vmovntpd_m128_xmm | C::VEX_Vmovntdq_m128_xmm => store::<16, true>,
-        C::VEX_Vmovups_ymmm256_ymm | C::VEX_Vmovupd_ymmm256_ymm | C::VEX_Vmovdqu_ymmm256_ymm => store::<32, false>,
-        C::VEX_Vmovaps_ymmm256_ymm | C::VEX_Vmovapd_ymmm256_ymm | C::VEX_Vmovdqa_ymmm256_ymm => store::<32, true>,
-        C::VEX_Vmovntps_m256_ymm | C::VEX_Vmovntpd_m256_ymm | C::VEX_Vmovntdq_m256_ymm => store::<32, true>,
-        C::Movq_xmmm64_xmm | C::Movsd_xmmm64_xmm | C::Movq_rm64_xmm | C::Movlps_m64_xmm | C::Movlpd_m64_xmm => {
-            store_part::<8, 0>
+        C::VEX_Vmovups_ymmm256_ymm | C::VEX_Vmovupd_ymmm256_ymm | C::VEX_Vmovdqu_ymmm256_ymm => {
+            store::<32, false>
         }
+        C::VEX_Vmovaps_ymmm256_ymm | C::VEX_Vmovapd_ymmm256_ymm | C::VEX_Vmovdqa_ymmm256_ymm => {
+            store::<32, true>
+        }
+        C::VEX_Vmovntps_m256_ymm | C::VEX_Vmovntpd_m256_ymm | C::VEX_Vmovntdq_m256_ymm => store::<32, true>,
+        C::Movq_xmmm64_xmm
+        | C::Movsd_xmmm64_xmm
+        | C::Movq_rm64_xmm
+        | C::Movlps_m64_xmm
+        | C::Movlpd_m64_xmm => store_part::<8, 0>,
         C::VEX_Vmovq_xmmm64_xmm | C::VEX_Vmovsd_m64_xmm | C::VEX_Vmovq_rm64_xmm => store_part::<8, 0>,
         C::VEX_Vmovlps_m64_xmm | C::VEX_Vmovlpd_m64_xmm => store_part::<8, 0>,
-        C::Movhps_m64_xmm | C::Movhpd_m64_xmm | C::VEX_Vmovhps_m64_xmm | C::VEX_Vmovhpd_m64_xmm => store_part::<8, 8>,
-        C::Movss_xmmm32_xmm | C::Movd_rm32_xmm | C::VEX_Vmovss_m32_xmm | C::VEX_Vmovd_rm32_xmm => store_part::<4, 0>,
+        C::Movhps_m64_xmm | C::Movhpd_m64_xmm | C::VEX_Vmovhps_m64_xmm | C::VEX_Vmovhpd_m64_xmm => {
+            store_part::<8, 8>
+        }
+        C::Movss_xmmm32_xmm | C::Movd_rm32_xmm | C::VEX_Vmovss_m32_xmm | C::VEX_Vmovd_rm32_xmm => {
+            store_part::<4, 0>
+        }
         _ => return None,
     })
 }
@@ -67,16 +89,39 @@ fn registers(i: &Instruction) -> Option<Special> {
     let zeroing2 = i.op0_register() == i.op1_register();
     let zeroing3 = i.op1_register() == i.op2_register();
     Some(match i.code() {
-        C::Movups_xmm_xmmm128 | C::Movupd_xmm_xmmm128 | C::Movdqu_xmm_xmmm128 | C::Movaps_xmm_xmmm128
-        | C::Movapd_xmm_xmmm128 | C::Movdqa_xmm_xmmm128 | C::Movups_xmmm128_xmm | C::Movupd_xmmm128_xmm
-        | C::Movdqu_xmmm128_xmm | C::Movaps_xmmm128_xmm | C::Movapd_xmmm128_xmm | C::Movdqa_xmmm128_xmm => copy::<16, false>,
-        C::VEX_Vmovups_xmm_xmmm128 | C::VEX_Vmovupd_xmm_xmmm128 | C::VEX_Vmovdqu_xmm_xmmm128 | C::VEX_Vmovaps_xmm_xmmm128
-        | C::VEX_Vmovapd_xmm_xmmm128 | C::VEX_Vmovdqa_xmm_xmmm128 => copy::<16, true>,
-        C::VEX_Vmovups_ymm_ymmm256 | C::VEX_Vmovupd_ymm_ymmm256 | C::VEX_Vmovdqu_ymm_ymmm256 | C::VEX_Vmovaps_ymm_ymmm256
-        | C::VEX_Vmovapd_ymm_ymmm256 | C::VEX_Vmovdqa_ymm_ymmm256 => copy::<32, true>,
+        C::Movups_xmm_xmmm128
+        | C::Movupd_xmm_xmmm128
+        | C::Movdqu_xmm_xmmm128
+        | C::Movaps_xmm_xmmm128
+        | C::Movapd_xmm_xmmm128
+        | C::Movdqa_xmm_xmmm128
+        | C::Movups_xmmm128_xmm
+        | C::Movupd_xmmm128_xmm
+        | C::Movdqu_xmmm128_xmm
+        | C::Movaps_xmmm128_xmm
+        | C::Movapd_xmmm128_xmm
+        | C::Movdqa_xmmm128_xmm => copy::<16, false>,
+        C::VEX_Vmovups_xmm_xmmm128
+        | C::VEX_Vmovupd_xmm_xmmm128
+        | C::VEX_Vmovdqu_xmm_xmmm128
+        | C::VEX_Vmovaps_xmm_xmmm128
+        | C::VEX_Vmovapd_xmm_xmmm128
+        | C::VEX_Vmovdqa_xmm_xmmm128 => copy::<16, true>,
+        C::VEX_Vmovups_ymm_ymmm256
+        | C::VEX_Vmovupd_ymm_ymmm256
+        | C::VEX_Vmovdqu_ymm_ymmm256
+        | C::VEX_Vmovaps_ymm_ymmm256
+        | C::VEX_Vmovapd_ymm_ymmm256
+        | C::VEX_Vmovdqa_ymm_ymmm256 => copy::<32, true>,
         C::Pxor_xmm_xmmm128 | C::Xorps_xmm_xmmm128 | C::Xorpd_xmm_xmmm128 if zeroing2 => zero::<false>,
-        C::VEX_Vpxor_xmm_xmm_xmmm128 | C::VEX_Vxorps_xmm_xmm_xmmm128 | C::VEX_Vxorpd_xmm_xmm_xmmm128
-        | C::VEX_Vpxor_ymm_ymm_ymmm256 | C::VEX_Vxorps_ymm_ymm_ymmm256 | C::VEX_Vxorpd_ymm_ymm_ymmm256 if zeroing3 => {
+        C::VEX_Vpxor_xmm_xmm_xmmm128
+        | C::VEX_Vxorps_xmm_xmm_xmmm128
+        | C::VEX_Vxorpd_xmm_xmm_xmmm128
+        | C::VEX_Vpxor_ymm_ymm_ymmm256
+        | C::VEX_Vxorps_ymm_ymm_ymmm256
+        | C::VEX_Vxorpd_ymm_ymm_ymmm256
+            if zeroing3 =>
+        {
             zero::<true>
         }
         C::Movd_xmm_rm32 | C::Movq_xmm_rm64 => from_gpr::<false>,
@@ -122,9 +167,7 @@ fn load<const N: usize, const ALIGNED: bool, const VEX: bool>(cpu: &mut Cpu, i: 
     let mut buf = [0; 32];
     match cpu.fast_ptr(lin, N as u64, false) {
         // SAFETY: fast_ptr vouches for N bytes at p.
-        Some(p) => unsafe {
-            if N == 32 { copy32(buf.as_mut_ptr(), p) } else { copy16(buf.as_mut_ptr(), p) }
-        },
+        Some(p) => unsafe { if N == 32 { copy32(buf.as_mut_ptr(), p) } else { copy16(buf.as_mut_ptr(), p) } },
         _ => slow_read(cpu, lin, &mut buf[..N])?,
     }
     let n = number(i.op0_register());

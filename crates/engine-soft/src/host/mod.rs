@@ -244,7 +244,11 @@ fn memory_use(i: &Instruction) -> Mem {
 
 /// The instructions in software.
 fn software(i: &Instruction) -> Option<Special> {
-    fast::find(i).or_else(|| simple::find(i)).or_else(|| envs::find(i)).or_else(|| xsave::find(i)).or_else(|| masked::find(i))
+    fast::find(i)
+        .or_else(|| simple::find(i))
+        .or_else(|| envs::find(i))
+        .or_else(|| xsave::find(i))
+        .or_else(|| masked::find(i))
 }
 
 /// The memory operand of a stub.

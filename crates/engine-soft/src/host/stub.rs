@@ -7,7 +7,8 @@
 
 use super::code::ctx;
 use iced_x86::{
-    Code, Encoder, EncodingKind, Instruction, InstructionInfoFactory, InstructionInfoOptions, OpAccess, OpKind, Register,
+    Code, Encoder, EncodingKind, Instruction, InstructionInfoFactory, InstructionInfoOptions, OpAccess,
+    OpKind, Register,
 };
 
 /// Offset of XMM0 in the XSAVE area (Intel SDM vol. 1 §13.4.1).
@@ -61,8 +62,8 @@ pub fn normalised(i: &Instruction) -> Instruction {
 /// and conversions. (Saying yes too often costs time only.)
 fn uses_mxcsr(i: &Instruction) -> bool {
     const FLOAT: [&str; 22] = [
-        "add", "sub", "mul", "div", "sqrt", "min", "max", "hadd", "hsub", "cmp", "comis", "ucomis", "cvt", "round", "dpp",
-        "fm", "fnm", "rcp", "rsqrt", "bcst", "reduce", "range",
+        "add", "sub", "mul", "div", "sqrt", "min", "max", "hadd", "hsub", "cmp", "comis", "ucomis", "cvt",
+        "round", "dpp", "fm", "fnm", "rcp", "rsqrt", "bcst", "reduce", "range",
     ];
     let name = format!("{:?}", i.mnemonic()).to_lowercase();
     let name = name.strip_prefix('v').unwrap_or(&name);

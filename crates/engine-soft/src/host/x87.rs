@@ -70,9 +70,12 @@ pub fn pointers(i: &Instruction) -> Pointers {
     let x87 = |f: &CpuidFeature| matches!(f, CpuidFeature::FPU | CpuidFeature::FPU287 | CpuidFeature::FPU387);
     match i.code() {
         Code::Fninit => Pointers::Clear,
-        Code::Fnclex | Code::Fldcw_m2byte | Code::Fnstcw_m2byte | Code::Fnstsw_m2byte | Code::Fnstsw_AX | Code::Wait => {
-            Pointers::Keep
-        }
+        Code::Fnclex
+        | Code::Fldcw_m2byte
+        | Code::Fnstcw_m2byte
+        | Code::Fnstsw_m2byte
+        | Code::Fnstsw_AX
+        | Code::Wait => Pointers::Keep,
         _ if i.cpuid_features().iter().any(x87) => Pointers::Set,
         _ => Pointers::Keep,
     }

@@ -178,8 +178,7 @@ fn write_cr4(cpu: &mut Cpu, v: u64) -> R<()> {
     }
     cpu.cr4 = v;
     // SMEP and SMAP are in the entries of the soft TLB, which a processor's own need not have.
-    let paging =
-        cr4::PSE | cr4::PAE | cr4::PGE | cr4::LA57 | cr4::PCIDE | cr4::SMEP | cr4::SMAP;
+    let paging = cr4::PSE | cr4::PAE | cr4::PGE | cr4::LA57 | cr4::PCIDE | cr4::SMEP | cr4::SMAP;
     if changed & paging != 0 {
         cpu.flush_everything();
     }

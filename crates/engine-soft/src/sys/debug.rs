@@ -105,8 +105,7 @@ pub fn code_breakpoint(cpu: &mut Cpu) -> bool {
     if cpu.dr[7] & DR7_ENABLES == 0 || cpu.sysflags & rflags::RF != 0 {
         return false;
     }
-    let lin =
-        if cpu.is64() { cpu.rip } else { cpu.seg[sreg::CS].base.wrapping_add(cpu.rip) & 0xffff_ffff };
+    let lin = if cpu.is64() { cpu.rip } else { cpu.seg[sreg::CS].base.wrapping_add(cpu.rip) & 0xffff_ffff };
     let hits = matching(cpu, 0, lin, 1);
     if hits == 0 {
         return false;

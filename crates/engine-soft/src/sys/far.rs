@@ -132,11 +132,8 @@ fn far_descriptor(cpu: &mut Cpu, selector: u16) -> R<Descriptor> {
 /// The code segment of a far transfer without a gate, which stays in its ring.
 fn direct_cs(cpu: &mut Cpu, d: &Descriptor) -> R<Segment> {
     let a = d.attr();
-    let level = if a.is_conforming() {
-        a.dpl() <= cpu.cpl
-    } else {
-        rpl(d.selector) <= cpu.cpl && a.dpl() == cpu.cpl
-    };
+    let level =
+        if a.is_conforming() { a.dpl() <= cpu.cpl } else { rpl(d.selector) <= cpu.cpl && a.dpl() == cpu.cpl };
     if !a.is_code() || !level || bad_long_code(cpu, a) {
         return Err(sel_fault(cpu, vector::GP, d.selector, 0));
     }

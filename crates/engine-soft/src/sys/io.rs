@@ -18,7 +18,8 @@ fn check_port(cpu: &mut Cpu, port: u16, size: u32) -> R<()> {
         return Ok(());
     }
     let (base, limit) = (cpu.tr.base, u64::from(cpu.tr.limit));
-    let tss32 = cpu.tr.attr.present() && !cpu.tr.attr.unusable() && cpu.tr.attr.typ() == desc::typ::TSS32_BUSY;
+    let tss32 =
+        cpu.tr.attr.present() && !cpu.tr.attr.unusable() && cpu.tr.attr.typ() == desc::typ::TSS32_BUSY;
     if !tss32 || limit < TSS_IO_BASE + 1 {
         return Err(cpu.gp(0));
     }

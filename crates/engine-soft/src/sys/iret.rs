@@ -157,8 +157,7 @@ pub(super) fn is_long_code(cpu: &Cpu, cs: &Segment) -> bool {
 
 /// #GP(0) for an instruction pointer that code in `cs` cannot have.
 pub(super) fn check_target(cpu: &mut Cpu, cs: &Segment, ip: u64) -> R<()> {
-    let bad =
-        if is_long_code(cpu, cs) { !cpu.canonical(ip) } else { ip > u64::from(cs.limit) };
+    let bad = if is_long_code(cpu, cs) { !cpu.canonical(ip) } else { ip > u64::from(cs.limit) };
     if bad { Err(cpu.gp(0)) } else { Ok(()) }
 }
 

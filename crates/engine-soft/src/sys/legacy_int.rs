@@ -46,10 +46,8 @@ pub(super) fn protected(cpu: &mut Cpu, ev: &Event) -> R<()> {
     let raw = cpu.load_sys::<u64>(addr)?;
     let gate = Descriptor { addr, raw, selector: 0 };
     let a = gate.attr();
-    let fits = matches!(
-        gate.system(),
-        Some(typ::TASK_GATE | typ::INT16 | typ::TRAP16 | typ::INT32 | typ::TRAP32)
-    );
+    let fits =
+        matches!(gate.system(), Some(typ::TASK_GATE | typ::INT16 | typ::TRAP16 | typ::INT32 | typ::TRAP32));
     if !fits || (ev.is_soft() && a.dpl() < cpu.cpl) {
         return Err(cpu.gp(code));
     }

@@ -4,10 +4,10 @@ use crate::cpu::{Cpu, R};
 use crate::mmu::Acc;
 use crate::operand::sreg_index;
 use iced_x86::{Instruction, Mnemonic as M};
+use ringer_arch::MpState;
 use ringer_arch::cpu::Feature;
 use ringer_arch::regs::cr4;
 use ringer_arch::seg::sreg;
-use ringer_arch::MpState;
 
 /// A hypercall's answer outside ring 0 (Linux Documentation/virt/kvm/x86/hypercalls.rst).
 const KVM_EPERM: u64 = 1;
@@ -163,8 +163,7 @@ pub(super) fn hypercall(cpu: &mut Cpu) -> R<()> {
     }
     let m = if cpu.is64() { u64::MAX } else { 0xffff_ffff };
     let [nr, b, c, d, s] = [0, 3, 1, 2, 6].map(|n| cpu.regs[n] & m);
-    let result =
-        if cpu.cpl == 0 { cpu.io.hypercall(nr, [b, c, d, s]) } else { KVM_EPERM.wrapping_neg() };
+    let result = if cpu.cpl == 0 { cpu.io.hypercall(nr, [b, c, d, s]) } else { KVM_EPERM.wrapping_neg() };
     cpu.regs[0] = result & m;
     // A hypercall may have raised an interrupt for this processor.
     cpu.leave = true;

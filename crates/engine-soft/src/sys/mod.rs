@@ -92,7 +92,9 @@ fn rare(cpu: &mut Cpu, i: &Instruction) -> Option<R<()>> {
         M::Rdpid => misc::rdpid(cpu, i),
         M::Cpuid => misc::cpuid(cpu),
         M::Vmcall | M::Vmmcall => misc::hypercall(cpu),
-        M::Rsm | M::Getsec | M::Vmxon | M::Vmrun | M::Clgi | M::Stgi | M::Skinit | M::Vmload | M::Vmsave => Err(cpu.ud()),
+        M::Rsm | M::Getsec | M::Vmxon | M::Vmrun | M::Clgi | M::Stgi | M::Skinit | M::Vmload | M::Vmsave => {
+            Err(cpu.ud())
+        }
         _ => return None,
     })
 }

@@ -49,7 +49,12 @@ pub(super) fn mov_sreg(cpu: &mut Cpu, i: &Instruction) -> R<()> {
 /// Operand size in bytes of PUSH and POP of a segment register.
 fn stack_size(code: Code) -> u32 {
     match code {
-        Code::Pushw_ES | Code::Pushw_CS | Code::Pushw_SS | Code::Pushw_DS | Code::Pushw_FS | Code::Pushw_GS => 2,
+        Code::Pushw_ES
+        | Code::Pushw_CS
+        | Code::Pushw_SS
+        | Code::Pushw_DS
+        | Code::Pushw_FS
+        | Code::Pushw_GS => 2,
         Code::Popw_ES | Code::Popw_SS | Code::Popw_DS | Code::Popw_FS | Code::Popw_GS => 2,
         Code::Pushq_FS | Code::Pushq_GS | Code::Popq_FS | Code::Popq_GS => 8,
         _ => 4,

@@ -193,11 +193,8 @@ fn load_state(cpu: &mut Cpu, new: &TaskState, format: Tss, ext: u32) -> R<()> {
     }
     let v86 = format == Tss::Bits32 && u64::from(new.flags) & rflags::VM != 0;
     for (index, &selector) in new.seg.iter().enumerate() {
-        cpu.seg[index] = if v86 {
-            v86::segment(selector)
-        } else {
-            Segment { selector, ..null_segment(cpu, index, 0) }
-        };
+        cpu.seg[index] =
+            if v86 { v86::segment(selector) } else { Segment { selector, ..null_segment(cpu, index, 0) } };
     }
     cpu.ldtr = Segment { selector: new.ldt, attr: Attr(Attr::UNUSABLE), ..Segment::default() };
     cpu.cpl = if v86 { 3 } else { rpl(new.seg[sreg::CS]) };

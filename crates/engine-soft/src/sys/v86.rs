@@ -62,14 +62,9 @@ pub(super) fn enter(cpu: &mut Cpu, mut stack: desc::Stack, eip: u64, cs: u16, ef
         return Err(cpu.gp(0));
     }
     let [ss, es, ds, fs, gs] = s;
-    for (index, selector) in [
-        (sreg::ES, es),
-        (sreg::CS, cs),
-        (sreg::SS, ss),
-        (sreg::DS, ds),
-        (sreg::FS, fs),
-        (sreg::GS, gs),
-    ] {
+    for (index, selector) in
+        [(sreg::ES, es), (sreg::CS, cs), (sreg::SS, ss), (sreg::DS, ds), (sreg::FS, fs), (sreg::GS, gs)]
+    {
         cpu.seg[index] = segment(selector);
     }
     cpu.regs[4] = esp;
