@@ -105,7 +105,7 @@ impl State {
     fn ticks_to_match(&self, n: usize, counter: u64) -> u64 {
         let mask = self.mask(n);
         let left = self.timers[n].comparator.wrapping_sub(counter) & mask;
-        if left == 0 { mask } else { left }
+        if left == 0 { mask.saturating_add(1) } else { left }
     }
 
     fn config_reg(&self, n: usize) -> u64 {

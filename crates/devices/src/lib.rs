@@ -24,6 +24,8 @@ mod ports;
 mod rtc;
 mod serial;
 mod sync;
+#[cfg(test)]
+mod testing;
 mod timer;
 mod vcpu_io;
 

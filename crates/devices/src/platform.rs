@@ -1,7 +1,7 @@
 //! [`Platform`]: all of the machine around the processors, wired by its map.
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use crate::acpi::{AcpiPm, GpePorts};
 use crate::bus::{Bus, BusError};
@@ -64,7 +64,7 @@ pub struct PlatformConfig {
 /// The machine around the processors.
 pub struct Platform {
     bus: Arc<Bus>,
-    fabric: Arc<IrqFabric>,
+    pub(crate) fabric: Arc<IrqFabric>,
     vcpus: Vec<Arc<VcpuIo>>,
     serial: [Option<Arc<Serial>>; 4],
     pit: Arc<Pit>,

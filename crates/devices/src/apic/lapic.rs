@@ -69,7 +69,8 @@ pub(super) struct State {
     pub lvt: [u32; lvt::COUNT],
     pub initial_count: u32,
     pub divide: u32,
-    /// Machine time at which the counter was loaded with `initial_count`.
+    /// Machine time at which the counter stood at `initial_count`; before zero (wrapped) if the divider has changed
+    /// since.
     pub count_start_ns: u64,
     /// TSC value at which the timer fires in TSC-deadline mode; 0: not armed.
     pub tsc_deadline: u64,

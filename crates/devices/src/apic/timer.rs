@@ -38,7 +38,7 @@ impl State {
 
     /// The current-count register.
     pub(super) fn current_count(&self, now_ns: u64) -> u32 {
-        let elapsed = now_ns.saturating_sub(self.count_start_ns) / self.tick_ns();
+        let elapsed = now_ns.wrapping_sub(self.count_start_ns) / self.tick_ns();
         let initial = u64::from(self.initial_count);
         let left = match self.timer_mode() {
             Mode::TscDeadline => 0,
@@ -64,7 +64,7 @@ impl Lapic {
         }
         s.initial_count = count;
         s.count_start_ns = self.timer.now_ns();
-        let due = if count == 0 { NEVER } else { s.count_start_ns.saturating_add(s.period_ns()) };
+        let due = if count == 0 { NEVER } else { s.count_start_ns.wrapping_add(s.period_ns()) };
         self.arm(s, due);
     }
 
@@ -76,9 +76,9 @@ impl Lapic {
         if s.timer_mode() == Mode::TscDeadline {
             return;
         }
-        s.count_start_ns = now.saturating_sub(done * s.tick_ns());
+        s.count_start_ns = now.wrapping_sub(done * s.tick_ns());
         if s.timer_due_ns != NEVER {
-            let due = s.count_start_ns.saturating_add(s.period_ns());
+            let due = s.count_start_ns.wrapping_add(s.period_ns());
             self.arm(s, due);
         }
     }
@@ -98,7 +98,7 @@ impl Lapic {
         } else if after == Mode::Periodic && s.initial_count != 0 && s.timer_due_ns == NEVER {
             // A one-shot count that has run out starts over.
             s.count_start_ns = self.timer.now_ns();
-            let due = s.count_start_ns.saturating_add(s.period_ns());
+            let due = s.count_start_ns.wrapping_add(s.period_ns());
             self.arm(s, due);
         }
     }
@@ -145,8 +145,8 @@ impl Lapic {
                 // Ticks that were missed are gone; the next one is the first in phase.
                 let period = s.period_ns();
                 let from = now_ns.saturating_add(MIN_PERIOD_NS.saturating_sub(period));
-                let ticks = from.saturating_sub(s.count_start_ns) / period + 1;
-                let due = s.count_start_ns.saturating_add(ticks.saturating_mul(period));
+                let ticks = from.wrapping_sub(s.count_start_ns) / period + 1;
+                let due = s.count_start_ns.wrapping_add(ticks.saturating_mul(period));
                 self.arm(s, due);
             }
             _ => {
