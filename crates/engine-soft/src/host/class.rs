@@ -1,5 +1,5 @@
 //! Which instructions run here, and under which conditions of CPUID, CR0, CR4 and XCR0 (Intel SDM vol. 2A §2.4 to 2.7,
-//! vol. 3A §2.5; AMD APM vol. 4 §1.?; tables of each instruction).
+//! vol. 3A §2.5; the exception tables of each instruction).
 
 use super::stub::uses_x87;
 use crate::cpu::{Cpu, Mode, R};
@@ -99,6 +99,7 @@ pub fn is_ours(i: &Instruction) -> bool {
                 | F::WIDE_KL
         )
     }) || is_prefetch(i.code())
+        || i.code() == Code::Wait
 }
 
 /// Hints: they do nothing.
@@ -129,6 +130,12 @@ pub fn is_fence(c: Code) -> bool {
     within(Code::Lfence, Code::Lfence_EF)
         || within(Code::Mfence, Code::Mfence_F7)
         || within(Code::Sfence, Code::Sfence_FF)
+}
+
+/// What the decoder calls a feature but CPUID does not: instructions of 64-bit processors' ancestors.
+fn every_model_has(f: CpuidFeature) -> bool {
+    use CpuidFeature as F;
+    matches!(f, F::INTEL8086 | F::INTEL186 | F::INTEL286 | F::INTEL386 | F::INTEL486 | F::X64)
 }
 
 /// The model's feature for one that the decoder names; `None` if no model has it.
@@ -179,7 +186,7 @@ pub fn gate(cpu: &Cpu, i: &Instruction) -> Gate {
     if is_prefetch(i.code()) || is_fence(i.code()) {
         return Gate::None;
     }
-    let has = |f: &CpuidFeature| feature(*f).is_some_and(|f| cpu.has(f));
+    let has = |f: &CpuidFeature| every_model_has(*f) || feature(*f).is_some_and(|f| cpu.has(f));
     if !i.cpuid_features().iter().all(has) {
         return Gate::Undefined;
     }

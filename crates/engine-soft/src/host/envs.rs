@@ -1,8 +1,8 @@
 //! FNSTENV, FLDENV, FNSAVE, FRSTOR in their four formats (Intel SDM vol. 1 §8.1.10, figures 8-9 to 8-12): in 64-bit mode the
 //! host knows the protected-mode ones only, and would store its own addresses.
 
-use super::Special;
 use super::x87::{self, ES, Selectors, at};
+use super::{Special, read_area, write_area};
 use crate::cpu::{Cpu, R};
 use crate::mmu::Acc;
 use iced_x86::{Code, Instruction};
@@ -126,7 +126,7 @@ fn fnstenv<const W: usize>(cpu: &mut Cpu, i: &Instruction) -> R<()> {
     let lin = cpu.mem_lin(i, 7 * W as u64, Acc::Write)?;
     cpu.require_alignment(lin, W as u64)?;
     let b = environment::<W>(cpu);
-    cpu.write_bytes(lin, &b[..7 * W])?;
+    write_area(cpu, lin, &b[..7 * W])?;
     // All exceptions are masked then, so none is pending.
     let (fcw, fsw) = (x87::fcw(cpu) | 0x3f, x87::fsw(cpu));
     put16(cpu, at::FCW, fcw);
@@ -138,7 +138,7 @@ fn fldenv<const W: usize>(cpu: &mut Cpu, i: &Instruction) -> R<()> {
     let lin = cpu.mem_lin(i, 7 * W as u64, Acc::Read)?;
     cpu.require_alignment(lin, W as u64)?;
     let mut b = [0; 28];
-    cpu.read_bytes(lin, &mut b[..7 * W])?;
+    read_area(cpu, lin, &mut b[..7 * W])?;
     load_fields::<W>(cpu, &b);
     Ok(())
 }
@@ -162,7 +162,7 @@ fn fnsave<const W: usize>(cpu: &mut Cpu, i: &Instruction) -> R<()> {
     for n in 0..8 {
         b[7 * W + 10 * n..][..10].copy_from_slice(&cpu.xsave.0[at::ST + 16 * n..][..10]);
     }
-    cpu.write_bytes(lin, &b[..len])?;
+    write_area(cpu, lin, &b[..len])?;
     fninit(cpu, i)
 }
 
@@ -171,7 +171,7 @@ fn frstor<const W: usize>(cpu: &mut Cpu, i: &Instruction) -> R<()> {
     let lin = cpu.mem_lin(i, len as u64, Acc::Read)?;
     cpu.require_alignment(lin, W as u64)?;
     let mut b = [0; 108];
-    cpu.read_bytes(lin, &mut b[..len])?;
+    read_area(cpu, lin, &mut b[..len])?;
     load_fields::<W>(cpu, &b);
     for n in 0..8 {
         cpu.xsave.0[at::ST + 16 * n..][..10].copy_from_slice(&b[7 * W + 10 * n..][..10]);

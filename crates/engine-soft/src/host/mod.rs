@@ -31,6 +31,7 @@ use std::cell::Cell;
 use std::collections::HashMap;
 
 pub use code::cpuid;
+pub use simple::mxcsr_mask;
 pub use xsave::sanitize;
 
 /// Alignment that the alignment check demands of vectors that need not be aligned.
@@ -323,6 +324,25 @@ fn operand_slowly(cpu: &mut Cpu, e: &Entry, lin: u64, aligned: bool) -> R<Operan
         cpu.host.area.ctx.bounce = b;
     }
     Ok(Operand { lin, direct: None })
+}
+
+/// Reads a save area, in pieces that devices accept too.
+fn read_area(cpu: &mut Cpu, lin: u64, buf: &mut [u8]) -> R<()> {
+    for (n, part) in buf.chunks_mut(64).enumerate() {
+        let at = cpu.lin_add(lin, 64 * n as u64);
+        cpu.read_bytes(at, part)?;
+    }
+    Ok(())
+}
+
+/// Writes a save area: all of it or nothing.
+fn write_area(cpu: &mut Cpu, lin: u64, buf: &[u8]) -> R<()> {
+    cpu.probe_write(lin, buf.len() as u64)?;
+    for (n, part) in buf.chunks(64).enumerate() {
+        let at = cpu.lin_add(lin, 64 * n as u64);
+        cpu.write_bytes(at, part)?;
+    }
+    Ok(())
 }
 
 /// The guest's exception for a signal that ended a stub.

@@ -23,8 +23,6 @@ pub mod at {
     pub const FDP: usize = 16;
     /// MXCSR.
     pub const MXCSR: usize = 24;
-    /// Mask of MXCSR.
-    pub const MXCSR_MASK: usize = 28;
     /// ST0 or MM0; the others 16 bytes apart.
     pub const ST: usize = 32;
     /// XMM0.

@@ -1,10 +1,10 @@
 //! FXSAVE, FXRSTOR and the XSAVE family on guest memory (Intel SDM vol. 1 ch. 13, vol. 2; AMD APM vol. 2 §11.5). In software:
 //! layouts depend on the guest's mode and the guest has fewer state components than the host.
 
-use super::Special;
 use super::envs::summarized;
 use super::simple::{mxcsr_mask, vectors};
 use super::x87::{self, ES, Selectors, at};
+use super::{Special, read_area, write_area};
 use crate::cpu::{Cpu, R};
 use crate::mmu::Acc;
 use iced_x86::{Code, Instruction};
@@ -141,13 +141,13 @@ fn fxsave<const WIDE: bool>(cpu: &mut Cpu, i: &Instruction) -> R<()> {
     b[32..160].copy_from_slice(&stack(cpu));
     b[160..160 + xmm].copy_from_slice(&cpu.xsave.0[160..160 + xmm]);
     cpu.probe_write(lin, 512)?;
-    cpu.write_bytes(lin, &b[..160 + xmm])
+    write_area(cpu, lin, &b[..160 + xmm])
 }
 
 fn fxrstor<const WIDE: bool>(cpu: &mut Cpu, i: &Instruction) -> R<()> {
     let lin = area(cpu, i, 512, 16, Acc::Read)?;
     let mut b = [0; 512];
-    cpu.read_bytes(lin, &mut b)?;
+    read_area(cpu, lin, &mut b)?;
     let mxcsr = u32::from_le_bytes([b[24], b[25], b[26], b[27]]);
     if cpu.cr4 & cr4::OSFXSR != 0 {
         if mxcsr & !mxcsr_mask(cpu) != 0 {
@@ -173,7 +173,7 @@ pub fn in_use(cpu: &Cpu) -> u64 {
     let x87 = x87::fcw(cpu) != 0x37f || !zero(&x[2..24]) || !zero(&x[32..160]);
     let sse = !zero(&x[160..416]);
     let avx = !zero(&x[XSAVE_YMM_HI..]);
-    u64::from(x87) * X87 | u64::from(sse) * SSE | u64::from(avx) * AVX
+    (u64::from(x87) * X87) | (u64::from(sse) * SSE) | (u64::from(avx) * AVX)
 }
 
 /// Bits EDX:EAX that XCR0 has.
@@ -207,14 +207,14 @@ fn xsave(cpu: &mut Cpu, i: &Instruction, wide: bool, form: Form) -> R<()> {
     cpu.store(header, bv)?;
     if saved & X87 != 0 {
         let (head, st) = (x87_head(cpu, wide), stack(cpu));
-        cpu.write_bytes(lin, &head)?;
+        write_area(cpu, lin, &head)?;
         let at = cpu.lin_add(lin, at::ST as u64);
-        cpu.write_bytes(at, &st)?;
+        write_area(cpu, at, &st)?;
     }
     let with_mxcsr = if form == Form::Compacted { saved & SSE != 0 } else { want & (SSE | AVX) != 0 };
     if with_mxcsr {
         let (at, b) = (cpu.lin_add(lin, at::MXCSR as u64), mxcsr_words(cpu));
-        cpu.write_bytes(at, &b)?;
+        write_area(cpu, at, &b)?;
     }
     for (bit, from) in [(SSE, at::XMM), (AVX, XSAVE_YMM_HI)] {
         if saved & bit != 0 {
@@ -222,7 +222,7 @@ fn xsave(cpu: &mut Cpu, i: &Instruction, wide: bool, form: Form) -> R<()> {
             let mut b = [0; 256];
             b[..n].copy_from_slice(&cpu.xsave.0[from..from + n]);
             let at = cpu.lin_add(lin, from as u64);
-            cpu.write_bytes(at, &b[..n])?;
+            write_area(cpu, at, &b[..n])?;
         }
     }
     Ok(())
@@ -253,15 +253,15 @@ fn xrstor<const WIDE: bool>(cpu: &mut Cpu, i: &Instruction) -> R<()> {
     let lin = area(cpu, i, len, 64, Acc::Read)?;
     let mut head = [0; 64];
     let at = cpu.lin_add(lin, HEADER as u64);
-    cpu.read_bytes(at, &mut head)?;
+    read_area(cpu, at, &mut head)?;
     let Some((bv, comp)) = checked_header(cpu, &head) else { return Err(cpu.gp(0)) };
     let compact = comp & COMPACT != 0;
     // Everything is read before anything changes.
     let mut b = Box::new([0; 832]);
-    cpu.read_bytes(lin, &mut b[..512])?;
+    read_area(cpu, lin, &mut b[..512])?;
     if want & bv & AVX != 0 {
         let at = cpu.lin_add(lin, XSAVE_YMM_HI as u64);
-        cpu.read_bytes(at, &mut b[XSAVE_YMM_HI..])?;
+        read_area(cpu, at, &mut b[XSAVE_YMM_HI..])?;
     }
     let mxcsr = match compact {
         false => want & (SSE | AVX) != 0,
@@ -300,8 +300,6 @@ fn xrstor<const WIDE: bool>(cpu: &mut Cpu, i: &Instruction) -> R<()> {
 pub fn sanitize(cpu: &mut Cpu) {
     let v = x87::mxcsr(cpu) & mxcsr_mask(cpu);
     set_mxcsr(cpu, v);
-    let mask = mxcsr_mask(cpu);
-    cpu.xsave.0[at::MXCSR_MASK..at::MXCSR_MASK + 4].copy_from_slice(&mask.to_le_bytes());
     let mut legacy = [0; 160];
     legacy.copy_from_slice(&cpu.xsave.0[..160]);
     load_x87(cpu, &legacy, true);

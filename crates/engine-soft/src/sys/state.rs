@@ -123,6 +123,7 @@ fn apply(cpu: &mut Cpu, s: &VcpuState) {
     cpu.xcr0 = s.xcr0;
     cpu.dr = s.dr;
     cpu.xsave.0.copy_from_slice(&s.xsave[..]);
+    crate::host::sanitize(cpu);
     cpu.mp_state = s.mp_state;
     cpu.cpl = s.cpl;
     cpu.shadow = s.interrupt_shadow;
@@ -180,8 +181,8 @@ fn check(cpu: &Cpu, s: &VcpuState) -> Check {
     ensure(s.cr0 & cr0::PE != 0 || s.cpl == 0, "CPL is not 0 in real mode")?;
     ensure(s.dr[6] >> 32 == 0 && s.dr[7] >> 32 == 0, "reserved bits are set in DR6 or DR7")?;
     ensure(debug::fixed(s.dr[6], s.dr[7]) == (s.dr[6], s.dr[7]), "fixed bits are wrong in DR6 or DR7")?;
-    // MXCSR bits 31:16 would fault on the host.
-    ensure(s.xsave[26] == 0 && s.xsave[27] == 0, "reserved bits are set in MXCSR")
+    let mxcsr = u32::from_le_bytes([s.xsave[24], s.xsave[25], s.xsave[26], s.xsave[27]]);
+    ensure(mxcsr & !crate::host::mxcsr_mask(cpu) == 0, "reserved bits are set in MXCSR")
 }
 
 fn check_control(cpu: &Cpu, s: &VcpuState) -> Check {
