@@ -15,7 +15,7 @@ use ringer_arch::seg::{Segment, sreg};
 pub(super) fn real(cpu: &mut Cpu, ev: &Event) -> R<()> {
     let at = u64::from(ev.vector) * 4;
     if at + 3 > u64::from(cpu.idtr.limit) {
-        return Err(cpu.gp(u32::from(ev.vector) * 8 | IDT | ev.ext()));
+        return Err(cpu.gp((u32::from(ev.vector) * 8) | IDT | ev.ext()));
     }
     let lin = desc::wrap(cpu, cpu.idtr.base.wrapping_add(at));
     let entry = cpu.load_sys::<u32>(lin)?;
@@ -37,7 +37,7 @@ pub(super) fn real(cpu: &mut Cpu, ev: &Event) -> R<()> {
 
 /// Protected and virtual-8086 mode, long mode not active.
 pub(super) fn protected(cpu: &mut Cpu, ev: &Event) -> R<()> {
-    let code = u32::from(ev.vector) * 8 | IDT | ev.ext();
+    let code = (u32::from(ev.vector) * 8) | IDT | ev.ext();
     let at = u64::from(ev.vector) * 8;
     if at + 7 > u64::from(cpu.idtr.limit) {
         return Err(cpu.gp(code));

@@ -16,7 +16,7 @@ struct Gate {
 }
 
 fn read_gate(cpu: &mut Cpu, ev: &Event) -> R<Gate> {
-    let code = u32::from(ev.vector) * 8 | IDT | ev.ext();
+    let code = (u32::from(ev.vector) * 8) | IDT | ev.ext();
     let at = u64::from(ev.vector) * 16;
     if at + 15 > u64::from(cpu.idtr.limit) {
         return Err(cpu.gp(code));

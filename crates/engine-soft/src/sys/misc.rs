@@ -53,7 +53,7 @@ pub(super) fn invpcid(cpu: &mut Cpu, i: &Instruction) -> R<()> {
     let bad = pcid >> 12 != 0
         || kind > 3
         || (kind <= 1 && pcid != 0 && cpu.cr4 & cr4::PCIDE == 0)
-        || (kind == 0 && !cpu.canonical(address));
+        || (kind == 0 && !cpu.canonical_base(address));
     if bad {
         return Err(cpu.gp(0));
     }

@@ -23,6 +23,11 @@ mod syscall;
 mod task;
 mod v86;
 
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
+
 use crate::cpu::{Cpu, R};
 use iced_x86::{Instruction, Mnemonic as M};
 use ringer_arch::cpu::Vendor;
@@ -123,6 +128,13 @@ impl Cpu {
         self.cpl = old;
         self.select_tlb();
         r
+    }
+
+    /// Whether `v` may be a linear address in a register that holds one: MSRs, segment and table bases, and what TLB invalidations name
+    /// take the processor's full width, whatever CR4.LA57 says (Intel SDM vol. 1 §3.3.7.1).
+    pub(crate) fn canonical_base(&self, v: u64) -> bool {
+        let shift = 64 - self.model.max_linear_bits();
+        ((v << shift) as i64 >> shift) as u64 == v
     }
 
     /// Whether the processor follows AMD's rules where the vendors differ.

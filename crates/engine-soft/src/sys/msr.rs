@@ -82,10 +82,7 @@ pub(super) fn wrmsr(cpu: &mut Cpu) -> R<()> {
 
 /// `v` if it is canonical.
 fn address(cpu: &Cpu, v: u64) -> Option<u64> {
-    // Canonical whether or not long mode is active yet.
-    let bits = if cpu.has(Feature::LA57) { 57 } else { 48 };
-    let shift = 64 - bits;
-    (((v << shift) as i64 >> shift) as u64 == v).then_some(v)
+    cpu.canonical_base(v).then_some(v)
 }
 
 /// Writes MSR `n`, all but EFER; `None`: no such MSR, or not this value.

@@ -131,7 +131,7 @@ pub(super) fn fs_gs_base(cpu: &mut Cpu, i: &Instruction) -> R<()> {
         return Ok(());
     }
     let v = cpu.reg(r);
-    if !cpu.canonical(v) {
+    if !cpu.canonical_base(v) {
         return Err(cpu.gp(0));
     }
     set_base(cpu, index, v);
@@ -150,7 +150,7 @@ pub(super) fn load_table(cpu: &mut Cpu, i: &Instruction) -> R<()> {
     if matches!(i.code(), Code::Lgdt_m1632_16 | Code::Lidt_m1632_16) {
         base &= 0xff_ffff;
     }
-    if long && !cpu.canonical(base) {
+    if long && !cpu.canonical_base(base) {
         return Err(cpu.gp(0));
     }
     let table = TableReg { base, limit };
@@ -192,7 +192,7 @@ fn system_segment(cpu: &mut Cpu, d: &desc::Descriptor) -> R<Segment> {
     if cpu.long_active() {
         let upper = desc::read_upper(cpu, d, 0)?;
         s.base |= (upper & 0xffff_ffff) << 32;
-        if !cpu.canonical(s.base) {
+        if !cpu.canonical_base(s.base) {
             return Err(sel_fault(cpu, vector::GP, d.selector, 0));
         }
     }

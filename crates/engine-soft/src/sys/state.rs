@@ -176,7 +176,7 @@ fn ensure(ok: bool, why: &'static str) -> Check {
 fn check(cpu: &Cpu, s: &VcpuState) -> Check {
     check_control(cpu, s)?;
     check_flags(s)?;
-    check_segments(s)?;
+    check_segments(cpu, s)?;
     ensure(s.cpl <= 3, "CPL is above 3")?;
     ensure(s.cr0 & cr0::PE != 0 || s.cpl == 0, "CPL is not 0 in real mode")?;
     ensure(s.dr[6] >> 32 == 0 && s.dr[7] >> 32 == 0, "reserved bits are set in DR6 or DR7")?;
@@ -221,7 +221,7 @@ fn is_canonical(s: &VcpuState, v: u64) -> bool {
     ((v << shift) as i64 >> shift) as u64 == v
 }
 
-fn check_segments(s: &VcpuState) -> Check {
+fn check_segments(cpu: &Cpu, s: &VcpuState) -> Check {
     const KNOWN: u32 = 0x1_f0ff;
     let long = s.efer & efer::LMA != 0;
     let all = || s.seg.iter().chain([&s.ldtr, &s.tr]);
@@ -230,7 +230,7 @@ fn check_segments(s: &VcpuState) -> Check {
     ensure(data, "the base of ES, CS, SS or DS is beyond 4 GiB")?;
     let wide = [s.seg[sreg::FS].base, s.seg[sreg::GS].base, s.ldtr.base, s.tr.base, s.gdtr.base, s.idtr.base];
     // Outside long mode what MSRs and earlier long mode left in the upper half of FS and GS is not used.
-    ensure(wide.iter().all(|&b| is_canonical(s, b)), "a base is not canonical")?;
+    ensure(wide.iter().all(|&b| cpu.canonical_base(b)), "a base is not canonical")?;
     let code64 = long && s.seg[sreg::CS].attr.long();
     let rip_ok = if code64 { is_canonical(s, s.rip) } else { s.rip >> 32 == 0 };
     ensure(rip_ok, "RIP is out of range for the mode")?;

@@ -1,0 +1,9 @@
+//! Tests of the system semantics, by topic.
+
+mod control;
+mod far;
+mod long;
+mod ports;
+mod protected;
+mod segments;
+mod task;
