@@ -3,7 +3,7 @@
 use crate::sync::{lock, read, write};
 use ringer_engine::VmClock;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, RwLock, Weak};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -30,8 +30,7 @@ struct Control {
 struct Inner {
     clock: VmClock,
     slots: RwLock<Vec<Arc<Slot>>>,
-    /// The deadline that the thread sleeps towards; `NEVER` while it looks around, so that whoever arms a timer
-    /// then tells it.
+    /// The deadline that the thread sleeps towards; 0 while it does not sleep, or is not to fire.
     next_wake: AtomicU64,
     control: Mutex<Control>,
     wake: Condvar,
@@ -60,29 +59,31 @@ impl Inner {
     }
 
     fn serve(&self) {
-        loop {
-            let mut c = lock(&self.control);
-            if c.stop {
-                return;
+        let mut c = lock(&self.control);
+        while !c.stop {
+            self.next_wake.store(0, Ordering::SeqCst);
+            let next = if c.paused { NEVER } else { self.earliest() };
+            if !c.paused {
+                let now = self.clock.now_ns();
+                if next <= now {
+                    drop(c);
+                    self.run_expired();
+                    c = lock(&self.control);
+                    continue;
+                }
+                // Whoever arms a timer from now on and is earlier tells us; whoever did so before is seen by a
+                // second look.
+                self.next_wake.store(next, Ordering::SeqCst);
+                if self.earliest() < next {
+                    continue;
+                }
+                if next != NEVER {
+                    let limit = Duration::from_nanos(next - now);
+                    c = self.wake.wait_timeout(c, limit).unwrap_or_else(PoisonError::into_inner).0;
+                    continue;
+                }
             }
-            self.next_wake.store(NEVER, Ordering::SeqCst);
-            let next = self.earliest();
-            if c.paused || next == NEVER {
-                let _woken = self.wake.wait(c);
-                continue;
-            }
-            let now = self.clock.now_ns();
-            if next <= now {
-                drop(c);
-                self.run_expired();
-                continue;
-            }
-            self.next_wake.store(next, Ordering::SeqCst);
-            c = match self.wake.wait_timeout(c, Duration::from_nanos(next - now)) {
-                Ok((guard, _)) => guard,
-                Err(_) => return,
-            };
-            drop(c);
+            c = self.wake.wait(c).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
@@ -109,7 +110,7 @@ impl Timers {
         let inner = Inner {
             clock,
             slots: RwLock::default(),
-            next_wake: AtomicU64::new(NEVER),
+            next_wake: AtomicU64::new(0),
             control: Mutex::new(Control { paused: true, stop: false }),
             wake: Condvar::new(),
             firing: Mutex::new(()),

@@ -7,6 +7,8 @@ use std::time::Duration;
 #[derive(Debug, Default)]
 struct Inner {
     flags: AtomicU32,
+    /// Somebody sleeps, or is about to: waking costs a system call, which a processor that runs need not pay for.
+    sleepers: AtomicU32,
     lock: Mutex<()>,
     wake: Condvar,
 }
@@ -35,7 +37,8 @@ impl StopToken {
     /// Raises `bits` and wakes the processor if it sleeps.
     pub fn raise(&self, bits: u32) {
         let before = self.0.flags.fetch_or(bits, Ordering::SeqCst);
-        if before & bits != bits {
+        // Either this sees the sleeper, or the sleeper, who announced itself first, sees the bits.
+        if before & bits != bits && self.0.sleepers.load(Ordering::SeqCst) != 0 {
             // Taking the lock orders this with a sleeper between its check and its wait.
             drop(self.0.lock.lock());
             self.0.wake.notify_all();
@@ -62,6 +65,12 @@ impl StopToken {
 
     /// Sleeps until a bit is raised, or for `limit`.
     pub fn wait(&self, limit: Option<Duration>) {
+        self.0.sleepers.fetch_add(1, Ordering::SeqCst);
+        self.sleep(limit);
+        self.0.sleepers.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    fn sleep(&self, limit: Option<Duration>) {
         let Ok(mut guard) = self.0.lock.lock() else { return };
         while self.0.flags.load(Ordering::SeqCst) == 0 {
             match limit {
@@ -91,5 +100,24 @@ mod tests {
         h.join().unwrap();
         assert_eq!(t.take(StopToken::STOP | StopToken::ATTENTION), StopToken::STOP);
         assert_eq!(t.load(), 0);
+    }
+
+    #[test]
+    fn no_raise_is_lost_on_a_sleeper() {
+        let (ping, pong) = (StopToken::new(), StopToken::new());
+        let (ping2, pong2) = (ping.clone(), pong.clone());
+        let h = std::thread::spawn(move || {
+            for _ in 0..20_000 {
+                ping2.wait(None);
+                ping2.take(u32::MAX);
+                pong2.raise(StopToken::ATTENTION);
+            }
+        });
+        for _ in 0..20_000 {
+            ping.raise(StopToken::ATTENTION);
+            pong.wait(None);
+            pong.take(u32::MAX);
+        }
+        h.join().unwrap();
     }
 }
