@@ -1,5 +1,5 @@
-//! Masked moves and gathers: only the elements that the mask selects are accessed, each on its own
-//! (Intel SDM vol. 2 "VMASKMOV", "VPMASKMOV", "MASKMOVDQU", "VGATHERDPS" and others).
+//! Masked moves and gathers: only the elements that the mask selects are accessed, each on its own, without alignment
+//! checks (Intel SDM vol. 2 "VMASKMOV", "VPMASKMOV", "MASKMOVDQU", "VGATHERDPS" and others).
 
 use super::Special;
 use super::x87::{self, at};
@@ -69,8 +69,7 @@ fn masked_load<const E: usize, const N: usize>(cpu: &mut Cpu, i: &Instruction) -
     let off = cpu.ea(i);
     for n in (0..N / E).filter(|n| selected::<E>(&m, *n)) {
         let lin = part_lin(cpu, i, off, n * E, E, Acc::Read)?;
-        let x = cpu.load_n(lin, E as u32)?;
-        v[n * E..(n + 1) * E].copy_from_slice(&x.to_le_bytes()[..E]);
+        cpu.read_bytes(lin, &mut v[n * E..(n + 1) * E])?;
     }
     set_vector(cpu, i.op0_register(), &v);
     Ok(())
@@ -90,13 +89,12 @@ fn masked_store<const E: usize, const N: usize>(cpu: &mut Cpu, i: &Instruction) 
     let mut at = [None; 8];
     for n in (0..N / E).filter(|n| selected::<E>(&m, *n)) {
         let lin = part_lin(cpu, i, off, n * E, E, Acc::Write)?;
-        cpu.require_alignment(lin, E as u64)?;
         cpu.probe_write(lin, E as u64)?;
         at[n] = Some(lin);
     }
     for (n, lin) in at.iter().enumerate() {
         if let Some(lin) = *lin {
-            cpu.store_n(lin, E as u32, element::<E>(&v, n))?;
+            cpu.write_bytes(lin, &v[n * E..(n + 1) * E])?;
         }
     }
     Ok(())
@@ -132,6 +130,10 @@ fn store_bytes(cpu: &mut Cpu, i: &Instruction, v: &[u8], m: &[u8]) -> R<()> {
     let off = cpu.reg(rdi);
     let wrap = mask(rdi.size() as u32);
     let seg = if i.memory_segment() == Register::None { sreg::DS } else { sreg_index(i.memory_segment()) };
+    if cpu.alignment_checked() {
+        let lin = cpu.seg_lin(seg, off & wrap, 1, Acc::Write)?;
+        cpu.require_alignment(lin, 8)?;
+    }
     let mut lins = [None; 16];
     for (n, b) in m.iter().enumerate() {
         if b & 0x80 != 0 {
@@ -190,5 +192,7 @@ fn gather_one(cpu: &mut Cpu, i: &Instruction, index: u64, size: u32) -> R<u64> {
     let off = cpu.ea(i).wrapping_add(index.wrapping_mul(u64::from(i.memory_index_scale())));
     let off = off & mask(address_size(i));
     let lin = cpu.seg_lin(sreg_index(i.memory_segment()), off, u64::from(size), Acc::Read)?;
-    cpu.load_n(lin, size)
+    let mut b = [0; 8];
+    cpu.read_bytes(lin, &mut b[..size as usize])?;
+    Ok(u64::from_le_bytes(b))
 }

@@ -51,6 +51,10 @@ enum Form {
 /// Linear address of a save area.
 fn area(cpu: &mut Cpu, i: &Instruction, size: u64, align: u64, acc: Acc) -> R<u64> {
     let lin = cpu.mem_lin(i, size, acc)?;
+    if align == 16 {
+        // FXSAVE and FXRSTOR: the alignment check comes first, with dwords.
+        cpu.require_alignment(lin, 4)?;
+    }
     if lin & (align - 1) != 0 {
         return Err(cpu.gp(0));
     }
