@@ -2,6 +2,7 @@
 //! through a block's ops without counting them.
 
 use crate::cpu::{Cpu, Mode, slot};
+use crate::host::HostOp;
 use iced_x86::Instruction;
 use std::marker::PhantomData;
 
@@ -65,7 +66,15 @@ pub struct Op {
     /// Immediate; conditional branches: offset of the next instruction from the start of the block.
     pub imm: u64,
     /// The decoded instruction, for handlers that work from it.
-    pub insn: Option<Box<Instruction>>,
+    pub insn: Option<Box<Decoded>>,
+}
+
+/// What a handler that works from the decoded instruction has.
+pub struct Decoded {
+    /// The instruction.
+    pub insn: Instruction,
+    /// What [`crate::host`] keeps of it, if it belongs there.
+    pub host: HostOp,
 }
 
 /// The ops of a block, closed by one that is no instruction.
@@ -110,6 +119,8 @@ pub struct Block {
     pub gpa: u64,
     /// Length in bytes.
     pub len: u32,
+    /// Memory operands and stack slots that one run of it accesses.
+    pub accesses: u32,
     /// Version of the page's code that it was decoded under.
     pub version: u32,
     /// Its bytes, to compare while other processors may still hold fast write entries to the page.

@@ -7,7 +7,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 /// The most blocks kept; past that all are dropped.
 const MAX_BLOCKS: usize = 1 << 16;
 /// Entries of the jump table.
-const JUMPS: usize = 1 << 13;
+const JUMPS: usize = 1 << 15;
 
 /// A fast hasher for keys that are one integer.
 #[derive(Default)]

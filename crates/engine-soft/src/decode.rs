@@ -1,9 +1,10 @@
 //! From guest bytes to a [`Block`]'s ops. Nothing but iced knows opcodes; nothing but this picks handlers.
 
-use crate::block::{Cursor, MAX_OPS, Op, Ops, abort, next, stop_after, stop_at};
-use crate::cpu::{Cpu, Mode, slot};
+use crate::block::{self, Cursor, MAX_OPS, Op, Ops, abort, next, stop_after, stop_at};
+use crate::cpu::{Cpu, Mode, R, slot};
 use crate::exec::{fast, generic};
-use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, Mnemonic};
+use crate::host;
+use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind};
 
 /// What decoding the bytes of a page gave.
 pub struct Decoded {
@@ -11,6 +12,8 @@ pub struct Decoded {
     pub ops: Ops,
     /// Bytes they take.
     pub len: u32,
+    /// Memory operands and stack slots that they access, a repeated string instruction counted as one element.
+    pub accesses: u32,
 }
 
 /// How to decode.
@@ -31,6 +34,7 @@ pub fn decode(bytes: &[u8], how: How) -> Decoded {
     let mut decoder = Decoder::with_ip(how.bits, bytes, 0, options);
     let mut ops = Vec::new();
     let mut len = 0;
+    let mut accesses = 0;
     let mut insn = Instruction::default();
     let limit = how.limit.min(MAX_OPS);
     let mut closed = false;
@@ -41,10 +45,20 @@ pub fn decode(bytes: &[u8], how: How) -> Decoded {
         }
         let ip = len;
         len += insn.len() as u32;
+        accesses += accesses_of(&insn);
         closed = insn.is_invalid() || ends_block(&insn);
         ops.push(make_op(&insn, ip, how, insn.is_invalid().then(|| too_long(&bytes[ip as usize..]))));
     }
-    Decoded { ops: Ops::new(ops, blank(len, 0)), len }
+    Decoded { ops: Ops::new(ops, blank(len, 0)), len, accesses }
+}
+
+/// Memory operands (LEA and NOP have none that is accessed) and a stack slot.
+fn accesses_of(i: &Instruction) -> u32 {
+    if matches!(i.mnemonic(), Mnemonic::Lea | Mnemonic::Nop | Mnemonic::Reservednop) {
+        return 0;
+    }
+    let operands = i.op_kinds().filter(|k| *k >= OpKind::MemorySegSI).count() as u32;
+    operands + u32::from(i.is_stack_instruction())
 }
 
 fn ends_block(i: &Instruction) -> bool {
@@ -91,7 +105,11 @@ fn make_op(i: &Instruction, ip: u32, how: How, invalid: Option<bool>) -> Op {
                 Some(h) => op.handler = h,
                 None => {
                     op = blank(ip, i.len() as u8);
-                    op.insn = Some(Box::new(*i));
+                    let host = host::prepare(i);
+                    if host.is_some() {
+                        op.handler = run_host;
+                    }
+                    op.insn = Some(Box::new(block::Decoded { insn: *i, host: host.unwrap_or_default() }));
                 }
             }
         }
@@ -111,8 +129,24 @@ fn raise_gp(cpu: &mut Cpu, at: Cursor<'_>) {
 
 /// Executes an op from its decoded instruction.
 fn run_generic(cpu: &mut Cpu, at: Cursor<'_>) {
+    let Some(d) = &at.op().insn else { return raise_ud(cpu, at) };
+    run_decoded(cpu, at, d, |cpu, d| generic::execute(cpu, &d.insn));
+}
+
+/// Executes an op that the host runs.
+fn run_host(cpu: &mut Cpu, at: Cursor<'_>) {
+    let Some(d) = &at.op().insn else { return raise_ud(cpu, at) };
+    run_decoded(cpu, at, d, |cpu, d| host::run(cpu, &d.host, &d.insn));
+}
+
+#[inline(always)]
+fn run_decoded(
+    cpu: &mut Cpu,
+    at: Cursor<'_>,
+    d: &block::Decoded,
+    execute: impl FnOnce(&mut Cpu, &block::Decoded) -> R<()>,
+) {
     let op = at.op();
-    let Some(insn) = &op.insn else { return raise_ud(cpu, at) };
     let wrap = match cpu.mode {
         Mode::Long => u64::MAX,
         Mode::Prot32 => 0xffff_ffff,
@@ -121,8 +155,8 @@ fn run_generic(cpu: &mut Cpu, at: Cursor<'_>) {
     cpu.rip = cpu.regs[slot::BLOCK as usize].wrapping_add(u64::from(op.ip)) & wrap;
     let following = cpu.rip.wrapping_add(u64::from(op.len)) & wrap;
     cpu.next_rip = following;
-    cpu.last_mnemonic = insn.mnemonic();
-    match generic::execute(cpu, insn) {
+    cpu.last_mnemonic = d.insn.mnemonic();
+    match execute(cpu, d) {
         Ok(()) => {
             cpu.rip = cpu.next_rip;
             if cpu.rip == following && !cpu.leave {

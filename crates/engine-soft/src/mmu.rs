@@ -13,7 +13,7 @@ use ringer_memory::raw::{self, GuestInt};
 use ringer_memory::{GuestMemory, PAGE_SIZE, PageFlags};
 
 /// Entries of one table.
-pub const ENTRIES: usize = 1024;
+pub const ENTRIES: usize = 4096;
 /// Address spaces (PCIDs) that keep their entries while others run.
 const SLOTS: usize = 6;
 /// Tables a slot: supervisor, supervisor with user data accessible (AC set), user.
@@ -109,6 +109,8 @@ pub struct Mmu {
     slot: usize,
     mode: usize,
     next_gen: u64,
+    /// Pages (by hash) that code may have been fetched from since the generations last changed.
+    fetched: Box<[u64; FETCHED_WORDS]>,
     tick: u64,
     phys_bits: u32,
     page_1g: bool,
@@ -137,6 +139,7 @@ impl Mmu {
             slot: 0,
             mode: 0,
             next_gen: 1,
+            fetched: Box::new([0; FETCHED_WORDS]),
             tick: 0,
             phys_bits: model.max_phys_bits(),
             page_1g: model.has(Feature::PDPE1GB),
@@ -226,8 +229,10 @@ impl Mmu {
     pub fn flush_page(&mut self, lin: u64) {
         let i = index_of(lin);
         let page = lin & !0xfff;
+        let mut large = false;
         for t in &mut self.tables {
             if t.large {
+                large = true;
                 t.flush(false);
                 t.large = false;
             } else {
@@ -237,8 +242,12 @@ impl Mmu {
                 }
             }
         }
-        for s in 0..SLOTS {
-            self.slot_gen[s] = self.fresh_gen();
+        let (word, bit) = fetched_bit(lin);
+        if large || self.fetched[word] & bit != 0 {
+            self.fetched.fill(0);
+            for s in 0..SLOTS {
+                self.slot_gen[s] = self.fresh_gen();
+            }
         }
     }
 
@@ -278,6 +287,15 @@ impl Mmu {
         t.entries[i] =
             Entry { read: pick(rights.read), write: pick(rights.write), fetch: pick(rights.fetch), addend };
     }
+}
+
+/// Words of [`Mmu::fetched`].
+const FETCHED_WORDS: usize = 64;
+
+/// Where [`Mmu::fetched`] notes the page of `lin`.
+fn fetched_bit(lin: u64) -> (usize, u64) {
+    let h = (lin >> 12).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 52;
+    (h as usize / 64, 1 << (h % 64))
 }
 
 /// What a new TLB entry permits on the fast path.
@@ -716,6 +734,8 @@ impl Cpu {
     /// # Errors
     /// The fault that the fetch raises.
     pub fn fetch_gpa(&mut self, lin: u64) -> R<u64> {
+        let (word, bit) = fetched_bit(lin);
+        self.mmu.fetched[word] |= bit;
         self.translate(lin, Acc::Fetch)
     }
 
