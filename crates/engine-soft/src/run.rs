@@ -67,6 +67,11 @@ impl Interpreter {
             }
         }
         if !self.cpu.shadow {
+            // Of a task switch, or of what an event's delivery touched: before the handler's first instruction.
+            if self.cpu.debug_trap != 0 {
+                interrupt::debug_trap(&mut self.cpu);
+                return self.after_event();
+            }
             if self.cpu.nmi_pending && !self.cpu.nmi_blocked {
                 self.cpu.nmi_pending = false;
                 self.cpu.stats.interrupts += 1;

@@ -116,9 +116,11 @@ pub(super) fn popf(cpu: &mut Cpu, i: &Instruction) -> R<()> {
         mask |= rflags::IOPL;
     }
     // RF is cleared; VM, VIF and VIP stay.
-    let new = cpu.rflags() & !(mask | rflags::RF) | v & mask;
+    let old = cpu.rflags();
+    let new = old & !(mask | rflags::RF) | v & mask;
     cpu.set_rflags(new);
-    cpu.leave = true;
+    // Interrupts may be let in, or the next instruction be stepped.
+    cpu.leave |= new & (!old & rflags::IF | rflags::TF) != 0;
     Ok(())
 }
 

@@ -66,6 +66,10 @@ pub fn raise_pending(cpu: &mut Cpu) {
         Some(len) => Kind::Soft(len),
         None => Kind::Exception,
     };
+    if kind == Kind::Exception {
+        // Data breakpoints of an instruction that did not complete will be met again when it is restarted.
+        cpu.debug_trap &= !0xf;
+    }
     dispatch(cpu, Event { vector: e.vector, kind, code: e.code });
 }
 

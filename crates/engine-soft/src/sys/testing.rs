@@ -35,7 +35,7 @@ impl CpuIo for FakeIo {
         for b in data {
             let mut n = self.next_in.lock().unwrap();
             *b = *n;
-            *n += 1;
+            *n = n.wrapping_add(1);
         }
         self.touch();
     }
@@ -66,7 +66,7 @@ impl CpuIo for FakeIo {
         (msr == ringer_arch::msr::APIC_BASE).then_some(())
     }
     fn hypercall(&self, nr: u64, args: [u64; 4]) -> u64 {
-        nr + args.iter().sum::<u64>()
+        args.iter().fold(nr, |a, b| a.wrapping_add(*b))
     }
     fn tsc(&self) -> u64 {
         1000

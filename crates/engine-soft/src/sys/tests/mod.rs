@@ -2,6 +2,7 @@
 
 mod control;
 mod far;
+mod hostile;
 mod long;
 mod ports;
 mod protected;

@@ -134,7 +134,10 @@ fn state_goes_there_and_back() {
         |s| s.cr0 &= !1,
         |s| s.cr4 |= 1 << 40,
         |s| s.efer &= !(1 << 10),
-        |s| s.rip = 1 << 47,
+        |s| {
+            s.rip = 1 << 47;
+            s.seg[1].attr.0 = 0xc0fb;
+        },
         |s| s.rflags = 0,
         |s| s.seg[4].base = 1 << 56,
         |s| s.xcr0 = 0,
