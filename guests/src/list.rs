@@ -1,0 +1,30 @@
+//! The list of guests.
+
+use crate::{End, Guest};
+
+/// Most guests ask CPUID what there is to check.
+const ANY: &str = "host";
+const FIVE_LEVELS: &str = "host,+la57";
+
+macro_rules! guests {
+    ($($name:literal, $vcpus:literal, $cpu:ident, $end:ident, $checks:literal;)*) => {
+        /// All guests.
+        pub const ALL: &[Guest] = &[$(Guest {
+            name: $name,
+            image: include_bytes!(concat!(env!("OUT_DIR"), "/", $name, ".elf")),
+            vcpus: $vcpus,
+            cpu: $cpu,
+            end: End::$end,
+            checks: $checks,
+        },)*];
+    };
+}
+
+guests! {
+    "paging-32", 1, ANY, DebugExit, "32-bit paging: A and D bits, rights, error codes, 4 MiB pages";
+    "paging-pae", 1, ANY, DebugExit, "PAE paging: PDPT registers, NX, reserved bits, 2 MiB pages";
+    "paging-4level", 1, ANY, DebugExit, "4-level paging: each level's bits, NX, SMEP, SMAP, large pages, TLB, PCID, INVPCID";
+    "paging-5level", 1, FIVE_LEVELS, DebugExit, "5-level paging: 57-bit addresses, the same bits and errors";
+    "exceptions", 1, ANY, DebugExit, "exceptions: error codes, saved state, priority, IST, double fault, ring 3";
+    "interrupts", 1, ANY, DebugExit, "PIC, PIT, LAPIC and its timer, IOAPIC, priorities, shadows, HLT, NMI, x2APIC";
+}

@@ -1,0 +1,87 @@
+//! Every guest under the interpreter.
+
+use ringer_guests::{ALL, End, Guest, PASSED, find};
+use ringer_vmm::{Control, Machine, OnReset, Outcome, SerialSides, VmSpec, choose};
+use std::io::Write;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// No guest takes a second; a loaded host may need many. Only a guest that hangs ever waits for this.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// What the guest wrote on COM1.
+#[derive(Clone, Default)]
+struct Console(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Console {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Runs a guest to its end; panics with its console if that is not what it should be.
+fn run(guest: &Guest) {
+    let mut kernel = tempfile::NamedTempFile::new().unwrap();
+    kernel.write_all(guest.image).unwrap();
+    let mut spec = VmSpec::new(kernel.path().to_owned());
+    spec.cpus = guest.vcpus;
+    spec.memory = 32 << 20;
+    spec.cpu = guest.cpu.to_owned();
+    if guest.end == End::DebugExitAfterResets {
+        spec.on_triple_fault = OnReset::Restart;
+    }
+    let console = Console::default();
+    let outputs = [Some(Box::new(console.clone()) as Box<dyn Write + Send>), None, None, None];
+    let engine = choose("interpreter").unwrap().engine;
+    let mut machine = Machine::new(spec, engine.as_ref(), SerialSides { outputs }, Instant::now()).unwrap();
+    let handle = machine.handle();
+    let (ended, end) = channel::<()>();
+    let watch = std::thread::spawn(move || {
+        let late = end.recv_timeout(LIMIT) == Err(RecvTimeoutError::Timeout);
+        if late {
+            handle.ask(Control::Stop);
+        }
+    });
+    let outcome = machine.run();
+    drop(ended);
+    watch.join().unwrap();
+    let wanted = if guest.end == End::PowerOff { Outcome::PowerOff } else { Outcome::DebugExit(PASSED) };
+    let said = console.0.lock().unwrap();
+    let said = String::from_utf8_lossy(&said);
+    match outcome {
+        Ok(o) if o == wanted => {}
+        Ok(o) => panic!("{}: {o:?} instead of {wanted:?}; its console:\n{said}", guest.name),
+        Err(e) => panic!("{}: {e}; its console:\n{said}", guest.name),
+    }
+}
+
+macro_rules! tests {
+    ($($test:ident $name:literal,)*) => {
+        $(#[test]
+        fn $test() {
+            run(find($name).unwrap());
+        })*
+
+        /// No guest is left out.
+        #[test]
+        fn all_have_a_test() {
+            let names: Vec<_> = ALL.iter().map(|g| g.name).collect();
+            assert_eq!(names, [$($name),*]);
+        }
+    };
+}
+
+tests! {
+    paging_32 "paging-32",
+    paging_pae "paging-pae",
+    paging_4level "paging-4level",
+    paging_5level "paging-5level",
+    exceptions "exceptions",
+    interrupts "interrupts",
+}
