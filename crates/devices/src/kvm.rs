@@ -9,9 +9,9 @@ use ringer_memory::GuestMemory;
 use std::sync::Mutex;
 
 /// `KVM_FEATURE_*` bits for CPUID 0x4000_0001 EAX: what this machine answers to. CLOCKSOURCE (0), NOP_IO_DELAY (1),
-/// CLOCKSOURCE2 (3), PV_EOI (6), PV_SEND_IPI (11), POLL_CONTROL (12), PV_SCHED_YIELD (13), CLOCKSOURCE_STABLE_BIT
+/// CLOCKSOURCE2 (3), PV_EOI (6), PV_UNHALT (7), PV_SEND_IPI (11), POLL_CONTROL (12), PV_SCHED_YIELD (13), CLOCKSOURCE_STABLE_BIT
 /// (24).
-pub const KVM_FEATURES: u32 = 1 | 1 << 1 | 1 << 3 | 1 << 6 | 1 << 11 | 1 << 12 | 1 << 13 | 1 << 24;
+pub const KVM_FEATURES: u32 = 1 | 1 << 1 | 1 << 3 | 1 << 6 | 1 << 7 | 1 << 11 | 1 << 12 | 1 << 13 | 1 << 24;
 
 const HC_VAPIC_POLL_IRQ: u64 = 1;
 const HC_KICK_CPU: u64 = 5;
@@ -141,7 +141,7 @@ pub(crate) fn hypercall(apics: &Apics, nr: u64, args: [u64; 4]) -> u64 {
         HC_VAPIC_POLL_IRQ => 0,
         HC_KICK_CPU => match usize::try_from(args[1]).ok().and_then(|i| apics.get(i)) {
             Some(l) => {
-                l.wake();
+                l.unhalt();
                 0
             }
             None => EINVAL,

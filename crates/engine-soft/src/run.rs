@@ -29,6 +29,8 @@ pub struct Interpreter {
     started: Instant,
     /// An interrupt waits in the local APIC.
     intr: bool,
+    /// Another processor has asked this one to leave HLT.
+    unhalt: bool,
     /// Something beyond the stop word must be looked at before the next block.
     attention: bool,
 }
@@ -46,7 +48,7 @@ impl Interpreter {
     /// A processor in its reset state.
     #[must_use]
     pub fn new(cpu: Cpu, shared: Arc<Shared>, started: Instant) -> Interpreter {
-        Interpreter { cpu, cache: Cache::default(), shared, started, intr: false, attention: true }
+        Interpreter { cpu, cache: Cache::default(), shared, started, intr: false, unhalt: false, attention: true }
     }
 
     fn index(&self) -> u32 {
@@ -113,6 +115,7 @@ impl Interpreter {
     fn poll(&mut self) {
         let p = self.cpu.io.pending();
         self.intr = p.intr;
+        self.unhalt |= p.unhalt;
         self.cpu.nmi_pending |= p.nmi;
         if p.init {
             state::init(&mut self.cpu);
@@ -129,10 +132,12 @@ impl Interpreter {
 
     fn sleep(&mut self) {
         let wake = self.cpu.mp_state == MpState::Halted
-            && (self.intr && self.cpu.sysflags & rflags::IF != 0
+            && (self.unhalt
+                || self.intr && self.cpu.sysflags & rflags::IF != 0
                 || self.cpu.nmi_pending && !self.cpu.nmi_blocked
                 || self.cpu.debug_trap != 0);
         if wake {
+            self.unhalt = false;
             self.cpu.mp_state = MpState::Running;
             self.update_attention();
             return;

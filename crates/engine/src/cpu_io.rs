@@ -13,6 +13,9 @@ pub struct Pending {
     pub init: bool,
     /// A start-up IPI with this vector waits. Reading takes it.
     pub sipi: Option<u8>,
+    /// Another processor asks this one to leave HLT, interrupt or not (KVM_HC_KICK_CPU). Reading takes it: the processor keeps
+    /// it until a HLT, this one or the next, has ended.
+    pub unhalt: bool,
 }
 
 /// The machine as one processor sees it. One object a processor, called on that processor's thread only, between

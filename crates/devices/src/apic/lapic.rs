@@ -79,6 +79,7 @@ pub(super) struct State {
     pub nmi: bool,
     pub init: bool,
     pub sipi: Option<u8>,
+    pub unhalt: bool,
     /// An ExtINT message came (the PIC through the I/O APIC).
     pub ext_int: bool,
     pub pv_eoi: PvEoi,
@@ -109,6 +110,7 @@ impl State {
             nmi: false,
             init: false,
             sipi: None,
+            unhalt: false,
             ext_int: false,
             pv_eoi: PvEoi::default(),
         };
@@ -326,7 +328,14 @@ impl Lapic {
         (dest >> 4 == 0xf || dest >> 4 == mine >> 4) && dest & mine & 0xf != 0
     }
 
-    /// What waits for the processor; takes NMI, INIT and SIPI. `pic` is the PIC's INTR line.
+    /// Asks the processor to leave HLT.
+    pub fn unhalt(&self) {
+        self.lock().unhalt = true;
+        self.wake();
+    }
+
+    /// What waits for the processor; takes NMI, INIT, SIPI and the request to leave
+    /// HLT. `pic` is the PIC's INTR line.
     #[must_use]
     pub fn pending(&self, pic: bool) -> Pending {
         let mut s = self.lock();
@@ -336,6 +345,7 @@ impl Lapic {
             nmi: std::mem::take(&mut s.nmi),
             init: std::mem::take(&mut s.init),
             sipi: s.sipi.take(),
+            unhalt: std::mem::take(&mut s.unhalt),
         }
     }
 

@@ -82,5 +82,8 @@ fn hypercalls() {
     assert_eq!(io.hypercall(HC_VAPIC_POLL_IRQ, [0; 4]), 0);
     assert_eq!(io.hypercall(HC_SCHED_YIELD, [1, 0, 0, 0]), 0);
     assert_eq!(io.hypercall(HC_KICK_CPU, [0, 99, 0, 0]), EINVAL);
+    assert_eq!(io.hypercall(HC_KICK_CPU, [0, 2, 0, 0]), 0);
+    assert_ne!(m.stops[2].take(ringer_engine::StopToken::ATTENTION), 0);
+    assert!(m.io(2).pending().unhalt && !m.io(2).pending().unhalt);
     assert_eq!(io.hypercall(99, [0; 4]) as i64, -1000);
 }
