@@ -97,6 +97,8 @@ fn rare(cpu: &mut Cpu, i: &Instruction) -> Option<R<()>> {
         M::Rdpid => misc::rdpid(cpu, i),
         M::Cpuid => misc::cpuid(cpu),
         M::Vmcall | M::Vmmcall => misc::hypercall(cpu),
+        // Without shadow stacks these are no-operations, which unwinders rely on (Intel SDM vol. 2B "RDSSPD/RDSSPQ").
+        M::Rdsspd | M::Rdsspq => Ok(()),
         M::Rsm | M::Getsec | M::Vmxon | M::Vmrun | M::Clgi | M::Stgi | M::Skinit | M::Vmload | M::Vmsave => {
             Err(cpu.ud())
         }

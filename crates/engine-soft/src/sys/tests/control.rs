@@ -210,6 +210,9 @@ fn machine_status_word() {
 #[test]
 fn hypercalls_cpuid_and_hlt() {
     let mut cpu = long(Vendor::Intel);
+    cpu.regs[0] = 5;
+    exec(&mut cpu, b"\xf3\x48\x0f\x1e\xc8").unwrap();
+    assert_eq!(cpu.regs[0], 5);
     for code in [b"\x0f\x01\xc1", b"\x0f\x01\xd9"] {
         for (n, v) in [(0, 1), (3, 10), (1, 100), (2, 1000), (6, 10000)] {
             cpu.regs[n] = v;
