@@ -18,8 +18,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-/// What the guests that Ringer makes are told; what the user adds comes after it.
-const GUEST_CMDLINE: &str = "console=ttyS0,115200 quiet";
+/// What the guests that Ringer makes are told; what the user adds comes after it. Of the kernel's messages only those of
+/// its death are shown (`dmesg` has the rest): each character costs an exit.
+const GUEST_CMDLINE: &str = "console=ttyS0,115200 loglevel=3";
 /// Added when a command runs: a guest that panics is dead, not stuck.
 const COMMAND_CMDLINE: &str = "panic=-1";
 /// For kernels of the user's, if nothing is said.

@@ -9,7 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 /// Bytes kept of a console that is not shown.
 const LAST_WORDS: usize = 64 << 10;
 /// Lines of them that are shown if the guest dies.
-const LAST_LINES: usize = 25;
+const LAST_LINES: usize = 40;
 /// The longest line that the status line may bear.
 const MAX_LINE: usize = 64;
 

@@ -7,7 +7,8 @@ use ringer_devices::{MachineEvents, Platform, PlatformConfig, Serial, SerialConf
 use ringer_engine::{CpuIo, StopToken, VmClock};
 use ringer_memory::GuestMemory;
 use std::io::Write;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::Arc;
+use std::time::Duration;
 
 /// The guest's TSC frequency: a tick a nanosecond. The engines make the TSC from the machine's clock, so any would do.
 const TSC_KHZ: u64 = 1_000_000;
@@ -20,39 +21,34 @@ pub struct SerialSides {
     pub outputs: [Option<Box<dyn Write + Send>>; 4],
 }
 
+/// Bytes that go to a line at once, and how long after that the next may follow at the earliest: 256 KiB/s.
+const BURST: usize = 256;
+const BURST_TIME: Duration = Duration::from_millis(1);
+/// How long to wait at most before looking again whether the guest has read a burst.
+const LOOK_AGAIN: Duration = Duration::from_millis(16);
+
 /// Sends input to one serial line of a machine.
 #[derive(Clone)]
-pub struct SerialInput {
-    serial: Arc<Serial>,
-    room: Arc<(Mutex<bool>, Condvar)>,
-}
+pub struct SerialInput(Arc<Serial>);
 
 impl SerialInput {
-    fn new(serial: &Arc<Serial>) -> SerialInput {
-        let room = Arc::new((Mutex::new(false), Condvar::new()));
-        let told = Arc::clone(&room);
-        serial.on_room(Box::new(move || {
-            *told.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
-            told.1.notify_all();
-        }));
-        SerialInput { serial: Arc::clone(serial), room }
-    }
-
-    /// Sends `bytes`, waiting as long as the guest does not take them. The line loses nothing: input waits until the
-    /// guest opens the line, and as long as it holds RTS down. One thread at a time.
-    pub fn send(&self, mut bytes: &[u8]) {
-        loop {
-            let (room, came) = &*self.room;
-            let mut room = room.lock().unwrap_or_else(PoisonError::into_inner);
-            *room = false;
-            drop(room);
-            bytes = &bytes[self.serial.receive(bytes).min(bytes.len())..];
-            if bytes.is_empty() {
-                return;
+    /// Sends `bytes`, waiting as long as the guest does not take them: until it opens the line, and while it holds RTS
+    /// down. One thread at a time.
+    ///
+    /// A guest's driver reads as long as there is something, in its interrupt handler, and holds the line only after
+    /// that, when it comes to look at what it has got (Linux drops what is beyond 64 KiB until then). So even a line
+    /// that could be infinitely fast must have pauses.
+    pub fn send(&self, bytes: &[u8]) {
+        for burst in bytes.chunks(BURST) {
+            let mut wait = BURST_TIME;
+            while self.0.unread() > 0 {
+                std::thread::sleep(wait);
+                wait = (wait * 2).min(LOOK_AGAIN);
             }
-            let mut room = self.room.0.lock().unwrap_or_else(PoisonError::into_inner);
-            while !*room {
-                room = came.wait(room).unwrap_or_else(PoisonError::into_inner);
+            // The queue is empty, and longer than a burst: it takes all.
+            let _all = self.0.receive(burst);
+            if burst.len() == BURST {
+                std::thread::sleep(BURST_TIME);
             }
         }
     }
@@ -83,7 +79,7 @@ impl MachinePlatform {
         let mut platform = Platform::new(config)?;
         let thread = |source| VmmError::Host { what: "a thread for the timers".to_owned(), source };
         platform.start().map_err(thread)?;
-        let inputs = [0, 1, 2, 3].map(|i| platform.serial(i).map(SerialInput::new));
+        let inputs = [0, 1, 2, 3].map(|i| platform.serial(i).map(|s| SerialInput(Arc::clone(s))));
         Ok(MachinePlatform { platform, stops, inputs })
     }
 

@@ -61,6 +61,17 @@ impl Cache {
         Ok(CacheLock { _file: file })
     }
 
+    /// Removes folders of guests whose name starts with `prefix`, except `keep`. A machine that runs from one is not
+    /// harmed: it has its files open.
+    pub fn remove_others(&self, _lock: &CacheLock, prefix: &str, keep: &str) {
+        for old in fs::read_dir(self.root.join("guests")).into_iter().flatten().flatten() {
+            let name = old.file_name();
+            if name != keep && name.to_string_lossy().starts_with(prefix) {
+                let _may_stay: io::Result<()> = fs::remove_dir_all(old.path());
+            }
+        }
+    }
+
     /// Makes the folder `guests/NAME` by letting `fill` write into a new one, which takes that name when it is whole and
     /// on disk. Whatever fails, nothing is left behind.
     ///
@@ -135,5 +146,8 @@ mod tests {
             });
             assert_eq!(fs::read_to_string(made.unwrap().join("f")).unwrap(), text);
         }
+        fs::create_dir_all(dir.path().join("guests/g2")).unwrap();
+        cache.remove_others(&lock, "g", "g2");
+        assert!(!dir.path().join("guests/g").exists() && dir.path().join("guests/g2").exists());
     }
 }
