@@ -10,6 +10,7 @@ use crate::fabric::{IrqFabric, TIMER_GSI};
 use crate::hpet::Hpet;
 use crate::i8042::{I8042, I8042Ports};
 use crate::line::IrqLine;
+use crate::pci::PciHost;
 use crate::pic::{ElcrPorts, PicPorts};
 use crate::pit::{Pit, PitControlPort};
 use crate::ports::{DebugExit, ResetControl, SystemControl};
@@ -72,7 +73,7 @@ pub struct Platform {
     rtc: Arc<Rtc>,
     i8042: Arc<I8042>,
     acpi: Arc<AcpiPm>,
-    reset_control: Arc<ResetControl>,
+    pci: Arc<PciHost>,
     system_control: Arc<SystemControl>,
     clock: VmClock,
     /// Dropped last, so that no timer fires into a half-dropped machine.
@@ -102,7 +103,7 @@ impl Platform {
             rtc: Rtc::new(replaced(8), &timers, cmos),
             i8042: Arc::new(I8042::new(line(1), line(12), Arc::clone(&events))),
             acpi: AcpiPm::new(line(map::SCI), Arc::clone(&events), &timers),
-            reset_control: Arc::new(ResetControl::new(Arc::clone(&events))),
+            pci: Arc::new(PciHost::new(Arc::new(ResetControl::new(Arc::clone(&events))))),
             system_control: Arc::new(SystemControl::new(Arc::clone(&events))),
             serial: wire_serial(serial, line),
             vcpus: wire_vcpus(&fabric, &bus, &memory, &clock),
@@ -132,7 +133,7 @@ impl Platform {
         bus.add_pio("system control", 0x92, 1, self.system_control.clone())?;
         bus.add_pio("ACPI PM", map::PM1, map::PM1_LEN, self.acpi.clone())?;
         bus.add_pio("GPE0", map::GPE0, 4, Arc::new(GpePorts(self.acpi.clone())))?;
-        bus.add_pio("reset control", 0xcf8, 4, self.reset_control.clone())?;
+        bus.add_pio("PCI host", 0xcf8, 8, self.pci.clone())?;
         for ((port, _), serial) in map::SERIAL.iter().zip(&self.serial) {
             if let Some(s) = serial {
                 bus.add_pio("serial", *port, 8, s.clone())?;
@@ -199,7 +200,7 @@ impl Platform {
         self.rtc.reset();
         self.i8042.reset();
         self.acpi.reset();
-        self.reset_control.reset();
+        self.pci.reset();
         self.system_control.reset();
         self.serial.iter().flatten().for_each(|s| s.reset());
         self.vcpus.iter().for_each(|v| v.reset());

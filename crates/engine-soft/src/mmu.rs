@@ -833,7 +833,8 @@ impl Cpu {
             return false;
         }
         (0..4).any(|i| self.dr[7] >> (2 * i) & 3 != 0 && (self.dr[i] ^ lin) & !0xfff == 0)
-            || (0..4).any(|i| self.dr[7] >> (2 * i) & 3 != 0 && (self.dr[i].wrapping_add(7) ^ lin) & !0xfff == 0)
+            || (0..4)
+                .any(|i| self.dr[7] >> (2 * i) & 3 != 0 && (self.dr[i].wrapping_add(7) ^ lin) & !0xfff == 0)
     }
 
     /// Notes the data breakpoints that an access of `len` bytes at `lin` hits (Intel SDM vol. 3B §17.2.4-5).

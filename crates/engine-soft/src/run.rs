@@ -255,6 +255,7 @@ impl Interpreter {
     fn finish(&mut self) -> Result<(), Exit> {
         self.cpu.leave = false;
         if self.cpu.exc.is_some() {
+            self.cpu.stats.exceptions += 1;
             interrupt::raise_pending(&mut self.cpu);
         }
         if self.cpu.cpl == 3 && self.cpu.stats.first_user_ns == 0 {
