@@ -105,7 +105,7 @@ impl Platform {
             acpi: AcpiPm::new(line(map::SCI), Arc::clone(&events), &timers),
             pci: Arc::new(PciHost::new(Arc::new(ResetControl::new(Arc::clone(&events))))),
             system_control: Arc::new(SystemControl::new(Arc::clone(&events))),
-            serial: wire_serial(serial, line),
+            serial: wire_serial(serial, &timers, line),
             vcpus: wire_vcpus(&fabric, &bus, &memory, &clock),
             bus,
             fabric,
@@ -224,11 +224,15 @@ impl Platform {
     }
 }
 
-fn wire_serial(config: [Option<SerialConfig>; 4], line: impl Fn(u32) -> IrqLine) -> [Option<Arc<Serial>>; 4] {
+fn wire_serial(
+    config: [Option<SerialConfig>; 4],
+    timers: &Timers,
+    line: impl Fn(u32) -> IrqLine,
+) -> [Option<Arc<Serial>>; 4] {
     let mut irqs = map::SERIAL.iter().map(|(_, irq)| *irq);
     config.map(|c| {
         let irq = irqs.next()?;
-        c.map(|c| Serial::new(line(irq), c.output, c.flow_control))
+        c.map(|c| Serial::new(line(irq), timers, c.output, c.flow_control))
     })
 }
 

@@ -25,7 +25,7 @@ impl Rig {
     fn new(flow_control: bool) -> Rig {
         let b = Bench::new();
         let sink = Sink::default();
-        let s = Serial::new(b.line(4), Box::new(sink.clone()), flow_control);
+        let s = Serial::new(b.line(4), &b.timers, Box::new(sink.clone()), flow_control);
         Rig { b, sink, s }
     }
 
@@ -103,8 +103,46 @@ fn without_fifo_one_character_at_a_time() {
     r.w(1, ier::RECEIVED);
     assert_eq!(r.s.receive(b"ab"), 2);
     assert_eq!((r.r(2), r.r(0)), (0x04, b'a'));
-    assert_eq!((r.r(2), r.r(0)), (0x04, b'b'));
     assert_eq!(r.r(2), 0x01);
+    assert_eq!((r.r(2), r.r(0)), (0x04, b'b'));
+    assert_eq!((r.r(2), r.up()), (0x01, false));
+}
+
+/// Linux's handler reads while LSR says that there is something, and leaves when IIR says that there is nothing.
+#[test]
+fn a_flood_of_input_comes_in_pieces_each_with_an_edge() {
+    let r = Rig::new(false);
+    r.w(2, 0x81);
+    r.w(1, ier::RECEIVED);
+    let text: Vec<u8> = (0..100).collect();
+    assert_eq!(r.s.receive(&text), 100);
+    let (mut got, mut interrupts) = (Vec::new(), 0);
+    while r.up() {
+        interrupts += 1;
+        assert_eq!(r.b.chip.edges(4), interrupts);
+        while r.r(2) & 1 == 0 {
+            while r.r(5) & lsr::DATA != 0 {
+                got.push(r.r(0));
+            }
+        }
+    }
+    assert_eq!(got, text);
+    assert_eq!(interrupts, 7);
+}
+
+/// A handler that takes one character an interrupt, without asking for more.
+#[test]
+fn what_is_held_back_comes_by_itself() {
+    let r = Rig::new(false);
+    r.w(1, ier::RECEIVED);
+    assert_eq!(r.s.receive(b"ab"), 2);
+    assert_eq!(r.r(0), b'a');
+    assert!(!r.up());
+    r.b.run_to(HOLD_NS);
+    assert!(r.up());
+    assert_eq!(r.r(0), b'b');
+    r.b.run_to(3 * HOLD_NS);
+    assert!(!r.up());
 }
 
 #[test]
