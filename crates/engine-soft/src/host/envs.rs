@@ -2,7 +2,7 @@
 //! host knows the protected-mode ones only, and would store its own addresses.
 
 use super::x87::{self, ES, Selectors, at};
-use super::{Special, read_area, write_area};
+use super::{Special, read_area, touch, write_area};
 use crate::cpu::{Cpu, R};
 use crate::mmu::Acc;
 use iced_x86::{Code, Instruction};
@@ -53,6 +53,15 @@ fn fields(cpu: &Cpu, wide: bool) -> [u32; 7] {
     let word = |v: u16| upper | u32::from(v);
     let [i, ic, d, dc] = pointers;
     [word(x87::fcw(cpu)), word(x87::fsw(cpu)), word(x87::full_tags(cpu)), i, ic, d, dc]
+}
+
+/// Linear address of an environment of `len` bytes. Its first field and its last byte are what faults first.
+fn area<const W: usize>(cpu: &mut Cpu, i: &Instruction, len: usize, acc: Acc) -> R<u64> {
+    let lin = cpu.mem_lin(i, 1, acc)?;
+    cpu.require_alignment(lin, 4)?;
+    touch(cpu, i, 0, W as u64, acc)?;
+    touch(cpu, i, len as u64 - 1, 1, acc)?;
+    Ok(lin)
 }
 
 /// The environment as bytes: `W` is 2 or 4 bytes a field.
@@ -123,8 +132,7 @@ fn load_fields<const W: usize>(cpu: &mut Cpu, b: &[u8]) {
 }
 
 fn fnstenv<const W: usize>(cpu: &mut Cpu, i: &Instruction) -> R<()> {
-    let lin = cpu.mem_lin(i, 7 * W as u64, Acc::Write)?;
-    cpu.require_alignment(lin, W as u64)?;
+    let lin = area::<W>(cpu, i, 7 * W, Acc::Write)?;
     let b = environment::<W>(cpu);
     write_area(cpu, lin, &b[..7 * W])?;
     // All exceptions are masked then, so none is pending.
@@ -135,8 +143,7 @@ fn fnstenv<const W: usize>(cpu: &mut Cpu, i: &Instruction) -> R<()> {
 }
 
 fn fldenv<const W: usize>(cpu: &mut Cpu, i: &Instruction) -> R<()> {
-    let lin = cpu.mem_lin(i, 7 * W as u64, Acc::Read)?;
-    cpu.require_alignment(lin, W as u64)?;
+    let lin = area::<W>(cpu, i, 7 * W, Acc::Read)?;
     let mut b = [0; 28];
     read_area(cpu, lin, &mut b[..7 * W])?;
     load_fields::<W>(cpu, &b);
@@ -155,8 +162,7 @@ fn fninit(cpu: &mut Cpu, _: &Instruction) -> R<()> {
 
 fn fnsave<const W: usize>(cpu: &mut Cpu, i: &Instruction) -> R<()> {
     let len = 7 * W + 80;
-    let lin = cpu.mem_lin(i, len as u64, Acc::Write)?;
-    cpu.require_alignment(lin, W as u64)?;
+    let lin = area::<W>(cpu, i, len, Acc::Write)?;
     let mut b = [0; 108];
     b[..28].copy_from_slice(&environment::<W>(cpu));
     for n in 0..8 {
@@ -168,8 +174,7 @@ fn fnsave<const W: usize>(cpu: &mut Cpu, i: &Instruction) -> R<()> {
 
 fn frstor<const W: usize>(cpu: &mut Cpu, i: &Instruction) -> R<()> {
     let len = 7 * W + 80;
-    let lin = cpu.mem_lin(i, len as u64, Acc::Read)?;
-    cpu.require_alignment(lin, W as u64)?;
+    let lin = area::<W>(cpu, i, len, Acc::Read)?;
     let mut b = [0; 108];
     read_area(cpu, lin, &mut b[..len])?;
     load_fields::<W>(cpu, &b);

@@ -20,6 +20,7 @@ mod tests;
 
 use crate::cpu::{Cpu, R};
 use crate::mmu::Acc;
+use crate::operand::{address_size, mask, sreg_index};
 use class::{Align, Gate};
 use code::{CodeArea, StubAddr};
 use iced_x86::{Code, Instruction, InstructionInfoFactory, InstructionInfoOptions, OpAccess, OpKind};
@@ -324,6 +325,18 @@ fn operand_slowly(cpu: &mut Cpu, e: &Entry, lin: u64, aligned: bool) -> R<Operan
         cpu.host.area.ctx.bounce = b;
     }
     Ok(Operand { lin, direct: None })
+}
+
+/// Touches `len` bytes at offset `at` of a large memory operand: large operands fault in this order, part by part.
+fn touch(cpu: &mut Cpu, i: &Instruction, at: u64, len: u64, acc: Acc) -> R<()> {
+    let off = cpu.ea(i).wrapping_add(at) & mask(address_size(i));
+    let lin = cpu.seg_lin(sreg_index(i.memory_segment()), off, len, acc)?;
+    cpu.translate(lin, acc)?;
+    let last = cpu.lin_add(lin, len - 1);
+    if last >> 12 != lin >> 12 {
+        cpu.translate(last & !0xfff, acc)?;
+    }
+    Ok(())
 }
 
 /// Reads a save area, in pieces that devices accept too.

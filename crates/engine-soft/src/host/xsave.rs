@@ -4,7 +4,7 @@
 use super::envs::summarized;
 use super::simple::{mxcsr_mask, vectors};
 use super::x87::{self, ES, Selectors, at};
-use super::{Special, read_area, write_area};
+use super::{Special, read_area, touch, write_area};
 use crate::cpu::{Cpu, R};
 use crate::mmu::Acc;
 use iced_x86::{Code, Instruction};
@@ -48,15 +48,21 @@ enum Form {
     Compacted,
 }
 
-/// Linear address of a save area.
-fn area(cpu: &mut Cpu, i: &Instruction, size: u64, align: u64, acc: Acc) -> R<u64> {
-    let lin = cpu.mem_lin(i, size, acc)?;
+/// Linear address of a save area, from which bytes `first` are touched in this order.
+fn area(cpu: &mut Cpu, i: &Instruction, align: u64, first: &[u64], acc: Acc) -> R<u64> {
+    if cpu.is64() && cpu.ea(i) & (align - 1) & !3 != 0 && !cpu.alignment_checked() {
+        return Err(cpu.gp(0));
+    }
+    let lin = cpu.mem_lin(i, 1, acc)?;
     if align == 16 {
         // FXSAVE and FXRSTOR: the alignment check comes first, with dwords.
         cpu.require_alignment(lin, 4)?;
     }
     if lin & (align - 1) != 0 {
         return Err(cpu.gp(0));
+    }
+    for at in first {
+        touch(cpu, i, *at, 1, acc)?;
     }
     Ok(lin)
 }
@@ -105,7 +111,11 @@ fn load_x87(cpu: &mut Cpu, b: &[u8; 160], wide: bool) {
     };
     let (mut fip, mut fdp) = (quad(at::FIP), quad(at::FDP));
     cpu.host.selectors = Selectors::default();
-    if !wide {
+    if wide {
+        let unused = 64 - cpu.model.max_linear_bits().clamp(48, 57);
+        let canonical = |v: u64| ((v << unused) as i64 >> unused) as u64;
+        (fip, fdp) = (canonical(fip), canonical(fdp));
+    } else {
         cpu.host.selectors = Selectors { cs: word(12), ds: word(20) };
         (fip, fdp) = (fip & 0xffff_ffff, fdp & 0xffff_ffff);
     }
@@ -137,19 +147,18 @@ fn with_xmm(cpu: &Cpu) -> bool {
 }
 
 fn fxsave<const WIDE: bool>(cpu: &mut Cpu, i: &Instruction) -> R<()> {
-    let lin = area(cpu, i, 512, 16, Acc::Write)?;
+    let lin = area(cpu, i, 16, &[511, 0], Acc::Write)?;
     let xmm = if with_xmm(cpu) { 16 * vectors(cpu) } else { 0 };
     let mut b = [0; 416];
     b[..24].copy_from_slice(&x87_head(cpu, WIDE));
     b[24..32].copy_from_slice(&mxcsr_words(cpu));
     b[32..160].copy_from_slice(&stack(cpu));
     b[160..160 + xmm].copy_from_slice(&cpu.xsave.0[160..160 + xmm]);
-    cpu.probe_write(lin, 512)?;
     write_area(cpu, lin, &b[..160 + xmm])
 }
 
 fn fxrstor<const WIDE: bool>(cpu: &mut Cpu, i: &Instruction) -> R<()> {
-    let lin = area(cpu, i, 512, 16, Acc::Read)?;
+    let lin = area(cpu, i, 16, &[511, 0], Acc::Read)?;
     let mut b = [0; 512];
     read_area(cpu, lin, &mut b)?;
     let mxcsr = u32::from_le_bytes([b[24], b[25], b[26], b[27]]);
@@ -188,8 +197,7 @@ fn requested(cpu: &Cpu) -> u64 {
 fn xsave(cpu: &mut Cpu, i: &Instruction, wide: bool, form: Form) -> R<()> {
     let want = requested(cpu);
     let len = if want & AVX != 0 { 832 } else { 576 };
-    let lin = area(cpu, i, len, 64, Acc::Write)?;
-    cpu.probe_write(lin, len)?;
+    let lin = area(cpu, i, 64, &[0, len - 1], Acc::Write)?;
     let mut used = in_use(cpu);
     let mut saved = want;
     let header = cpu.lin_add(lin, HEADER as u64);
@@ -254,12 +262,13 @@ fn checked_header(cpu: &Cpu, b: &[u8; 64]) -> Option<(u64, u64)> {
 fn xrstor<const WIDE: bool>(cpu: &mut Cpu, i: &Instruction) -> R<()> {
     let want = requested(cpu);
     let len = if want & AVX != 0 { 832 } else { 576 };
-    let lin = area(cpu, i, len, 64, Acc::Read)?;
+    let lin = area(cpu, i, 64, &[0, HEADER as u64], Acc::Read)?;
     let mut head = [0; 64];
     let at = cpu.lin_add(lin, HEADER as u64);
     read_area(cpu, at, &mut head)?;
     let Some((bv, comp)) = checked_header(cpu, &head) else { return Err(cpu.gp(0)) };
     let compact = comp & COMPACT != 0;
+    touch(cpu, i, len - 1, 1, Acc::Read)?;
     // Everything is read before anything changes.
     let mut b = Box::new([0; 832]);
     read_area(cpu, lin, &mut b[..512])?;
