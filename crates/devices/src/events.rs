@@ -1,5 +1,7 @@
 //! [`MachineEvent`]: what a device tells the machine's owner.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 
 /// Something the guest asked of the machine as a whole.
@@ -24,5 +26,31 @@ pub trait MachineEvents: Send + Sync {
 impl MachineEvents for Sender<MachineEvent> {
     fn event(&self, event: MachineEvent) {
         let _gone = self.send(event);
+    }
+}
+
+/// Lets one event through until it is opened again: the first is what happens to the machine, and a guest that goes on
+/// asking must not fill its owner's queue.
+pub(crate) struct Latch {
+    to: Arc<dyn MachineEvents>,
+    closed: AtomicBool,
+}
+
+impl Latch {
+    pub(crate) fn new(to: Arc<dyn MachineEvents>) -> Latch {
+        Latch { to, closed: AtomicBool::new(false) }
+    }
+
+    /// Lets the next event through.
+    pub(crate) fn open(&self) {
+        self.closed.store(false, Ordering::SeqCst);
+    }
+}
+
+impl MachineEvents for Latch {
+    fn event(&self, event: MachineEvent) {
+        if !self.closed.swap(true, Ordering::SeqCst) {
+            self.to.event(event);
+        }
     }
 }

@@ -118,14 +118,11 @@ mod tests {
     }
 
     #[test]
-    fn odd_accesses_stay_inside() {
-        let (h, _) = host();
-        for offset in 0..8 {
-            for len in 1..=8 {
-                let mut b = [0; 8];
-                h.pio_read(offset, &mut b[..len]);
-                h.pio_write(offset, &b[..len]);
-            }
-        }
+    fn any_access_is_harmless() {
+        let (h, rx) = host();
+        crate::testing::hammer_pio(&crate::testing::Bench::new(), &h, 8, 71, || {
+            assert_eq!(*lock(&h.address) & !PciHost::ADDRESS_MASK, 0);
+            assert!(rx.try_iter().all(|e| e == MachineEvent::Reset));
+        });
     }
 }

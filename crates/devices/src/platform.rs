@@ -5,7 +5,7 @@ pub(crate) mod tests;
 
 use crate::acpi::{AcpiPm, GpePorts};
 use crate::bus::{Bus, BusError};
-use crate::events::MachineEvents;
+use crate::events::{Latch, MachineEvents};
 use crate::fabric::{IrqFabric, TIMER_GSI};
 use crate::hpet::Hpet;
 use crate::i8042::{I8042, I8042Ports};
@@ -56,7 +56,8 @@ pub struct PlatformConfig {
     pub clock: VmClock,
     /// The token of each processor; their number is the number of processors, at least 1.
     pub stops: Vec<StopToken>,
-    /// Who hears of power-off, reset and debug exit.
+    /// Who hears of power-off, reset and debug exit: of the first, and after a [`reset`](Platform::reset) again of the
+    /// first.
     pub events: Arc<dyn MachineEvents>,
     /// COM1 to COM4; a port that is `None` is not there.
     pub serial: [Option<SerialConfig>; 4],
@@ -75,6 +76,7 @@ pub struct Platform {
     acpi: Arc<AcpiPm>,
     pci: Arc<PciHost>,
     system_control: Arc<SystemControl>,
+    latch: Arc<Latch>,
     clock: VmClock,
     /// Dropped last, so that no timer fires into a half-dropped machine.
     timers: Timers,
@@ -88,6 +90,8 @@ impl Platform {
     pub fn new(config: PlatformConfig) -> Result<Platform, BusError> {
         let PlatformConfig { memory, clock, stops, events, serial } = config;
         let timers = Timers::new(clock.clone());
+        let latch = Arc::new(Latch::new(events));
+        let events: Arc<dyn MachineEvents> = latch.clone();
         let bus = Arc::new(Bus::new());
         let fabric = IrqFabric::new(&stops, &memory, &timers);
         let chip: Arc<dyn IrqChip> = fabric.clone();
@@ -109,6 +113,7 @@ impl Platform {
             vcpus: wire_vcpus(&fabric, &bus, &memory, &clock),
             bus,
             fabric,
+            latch,
             clock,
             timers,
         };
@@ -206,6 +211,7 @@ impl Platform {
         self.vcpus.iter().for_each(|v| v.reset());
         // Last, so that no edge from above is left in it.
         self.fabric.reset();
+        self.latch.open();
     }
 
     /// Presses Ctrl-Alt-Del.

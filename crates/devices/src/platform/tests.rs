@@ -162,17 +162,28 @@ fn tsc_deadline_in_x2apic_mode() {
 
 #[test]
 fn power_off_and_resets() {
+    use MachineEvent::{DebugExit, PowerOff, Reset};
     let m = Machine::new(1);
+    let event = || {
+        let all: Vec<_> = m.events.try_iter().collect();
+        m.platform.reset();
+        all
+    };
     m.io(0).pio_write(map::PM1 + 4, &0x3401u16.to_le_bytes());
+    assert_eq!(event(), [PowerOff]);
     m.out(0x64, 0xfe);
+    assert_eq!(event(), [Reset]);
     m.out(0xcf9, 2);
     m.out(0xcf9, 6);
+    assert_eq!(event(), [Reset]);
     m.out(0x92, 1);
     assert_eq!(m.inb(0x92), 1);
+    assert_eq!(event(), [Reset]);
+    // What comes after the first is not heard.
     m.out(map::DEBUG_EXIT, 3);
-    let all: Vec<_> = m.events.try_iter().collect();
-    use MachineEvent::{DebugExit, PowerOff, Reset};
-    assert_eq!(all, [PowerOff, Reset, Reset, Reset, DebugExit(7)]);
+    m.out(map::DEBUG_EXIT, 4);
+    m.out(0x64, 0xfe);
+    assert_eq!(event(), [DebugExit(7)]);
 }
 
 #[test]
@@ -316,5 +327,5 @@ fn any_access_anywhere_is_harmless() {
     }
     m.platform.reset();
     assert_eq!(m.platform.timers().next_deadline(), None);
-    let _asked_for_many_things = m.events.try_iter().count();
+    assert!(m.events.try_iter().count() <= 1);
 }
