@@ -45,17 +45,19 @@ fn multiboot(source: &Path, base: &Path) {
     run(Command::new("objcopy").args(["-O", "elf32-i386"]).args([&linked, &image]));
 }
 
-/// The boot sector of the benchmark: each loop, with its full count and with next to none.
+/// The loops of the benchmark: name, turns, instructions a turn as `bench.S` says.
+const LOOPS: [(&str, u64, u64); 3] = [("integer", 8_000_000, 14), ("memory", 9_000_000, 12), ("branch", 7_000_000, 16)];
+
+/// The boot sectors of the benchmark: each loop, with its full count and with one turn.
 fn bench(source: &Path, out: &Path) {
-    for (kind, name) in ["integer", "memory", "branch"].iter().enumerate() {
-        for (count, part) in [("full", "full"), ("none", "none")] {
-            let base = out.join(format!("bench-{name}-{part}"));
-            let object = base.with_extension("o");
-            let full = i32::from(count == "full");
-            compile(source, &object, &[format!("-DKIND={kind}"), format!("-DFULL={full}")]);
+    for (kind, (name, turns, instructions)) in LOOPS.iter().enumerate() {
+        println!("cargo::rustc-env=BENCH_{}={}", name.to_uppercase(), (turns - 1) * instructions);
+        for (part, count) in [("full", *turns), ("one", 1)] {
+            let object = out.join(format!("bench-{name}-{part}.o"));
+            compile(source, &object, &[format!("-DKIND={kind}"), format!("-DCOUNT={count}")]);
             run(Command::new("ld")
                 .args(["-m", "elf_x86_64", "--oformat", "binary", "-Ttext", "0x7c00", "-e", "start", "-o"])
-                .args([&base.with_extension("bin"), &object]));
+                .args([&object.with_extension("bin"), &object]));
         }
     }
 }

@@ -5,6 +5,7 @@
 //! written was the number of the check that failed (125 for all above), or 126 for an exception out of place.
 #![forbid(unsafe_code)]
 
+pub mod bench;
 mod list;
 
 pub use list::ALL;

@@ -27,4 +27,8 @@ guests! {
     "paging-5level", 1, FIVE_LEVELS, DebugExit, "5-level paging: 57-bit addresses, the same bits and errors";
     "exceptions", 1, ANY, DebugExit, "exceptions: error codes, saved state, priority, IST, double fault, ring 3";
     "interrupts", 1, ANY, DebugExit, "PIC, PIT, LAPIC and its timer, IOAPIC, priorities, shadows, HLT, NMI, x2APIC";
+    "segmentation", 1, ANY, DebugExit, "limits, expand-down, rights, conforming code, call gates, LAR and its kin, the LDT";
+    "modes", 1, ANY, DebugExit, "real, 16-bit protected, unreal and virtual-8086 mode, from 32-bit protected mode and back";
+    "syscall", 1, ANY, DebugExit, "SYSCALL, SYSRET, SYSENTER, SYSEXIT, SWAPGS, FS and GS bases";
+    "strings", 1, ANY, DebugExit, "REP instructions: counts, direction, address sizes, faults mid-way";
 }

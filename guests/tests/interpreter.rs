@@ -84,4 +84,8 @@ tests! {
     paging_5level "paging-5level",
     exceptions "exceptions",
     interrupts "interrupts",
+    segmentation "segmentation",
+    modes "modes",
+    syscall "syscall",
+    strings "strings",
 }
