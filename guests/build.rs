@@ -46,7 +46,8 @@ fn multiboot(source: &Path, base: &Path) {
 }
 
 /// The loops of the benchmark: name, turns, instructions a turn as `bench.S` says.
-const LOOPS: [(&str, u64, u64); 3] = [("integer", 8_000_000, 14), ("memory", 9_000_000, 12), ("branch", 7_000_000, 16)];
+const LOOPS: [(&str, u64, u64); 3] =
+    [("integer", 8_000_000, 14), ("memory", 9_000_000, 12), ("branch", 7_000_000, 16)];
 
 /// The boot sectors of the benchmark: each loop, with its full count and with one turn.
 fn bench(source: &Path, out: &Path) {

@@ -104,7 +104,7 @@ long:   mov ebx, 0x12345
 9:      xor eax, eax
         out 0xf4, al
         mov dx, 0x8900
-        mov esi, offset word
+        mov esi, offset text
         mov ecx, 8
         cld
 2:      lodsb
@@ -112,7 +112,7 @@ long:   mov ebx, 0x12345
         loop 2b
 3:      hlt
         jmp 3b
-word:   .ascii "Shutdown"
+text:   .ascii "Shutdown"
 
         .align 8
 gdt:    .quad 0, 0x00af9b000000ffff
