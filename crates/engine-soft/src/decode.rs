@@ -107,7 +107,8 @@ fn make_op(i: &Instruction, ip: u32, how: How, invalid: Option<bool>) -> Op {
                     op = blank(ip, i.len() as u8);
                     let host = host::prepare(i);
                     if host.is_some() {
-                        op.handler = run_host;
+                        let hot = if how.bits == 64 { host::select(&mut op, i, next) } else { None };
+                        op.handler = hot.unwrap_or(run_host);
                     }
                     op.insn = Some(Box::new(block::Decoded { insn: *i, host: host.unwrap_or_default() }));
                 }
@@ -134,7 +135,7 @@ fn run_generic(cpu: &mut Cpu, at: Cursor<'_>) {
 }
 
 /// Executes an op that the host runs.
-fn run_host(cpu: &mut Cpu, at: Cursor<'_>) {
+pub(crate) fn run_host(cpu: &mut Cpu, at: Cursor<'_>) {
     let Some(d) = &at.op().insn else { return raise_ud(cpu, at) };
     run_decoded(cpu, at, d, |cpu, d| host::run(cpu, &d.host, &d.insn));
 }

@@ -24,7 +24,7 @@ fn wr<T: Alu>(cpu: &mut Cpu, r: u8, v: T) {
 
 /// Linear address of the memory operand; `FULL`: with index and segment base.
 #[inline(always)]
-fn ea<const FULL: bool>(cpu: &Cpu, op: &Op) -> u64 {
+pub(crate) fn ea<const FULL: bool>(cpu: &Cpu, op: &Op) -> u64 {
     let a = cpu.regs[op.base as usize].wrapping_add(op.disp as u64);
     if FULL {
         a.wrapping_add(cpu.regs[op.index as usize] << (op.scale & 3))
@@ -553,7 +553,7 @@ fn number(r: Register) -> u8 {
 }
 
 /// Fills the memory operand's fields; false if it is not of the plain kind. `next` is the offset of the next instruction.
-fn memory(op: &mut Op, i: &Instruction, next: u64) -> bool {
+pub(crate) fn memory(op: &mut Op, i: &Instruction, next: u64) -> bool {
     let base = i.memory_base();
     let index = i.memory_index();
     op.disp = i.memory_displacement64() as i64;

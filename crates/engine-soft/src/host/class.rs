@@ -282,7 +282,13 @@ impl Cpu {
     /// #UD, #NM, #MF.
     #[inline]
     pub(super) fn pass(&mut self, g: Gate) -> R<()> {
-        let ok = match g {
+        if self.open(g) { Ok(()) } else { self.pass_slowly(g) }
+    }
+
+    /// Whether a gate is open, for the usual gates in their usual state.
+    #[inline]
+    pub(super) fn open(&self, g: Gate) -> bool {
+        match g {
             Gate::None => true,
             Gate::Sse => self.cr0 & (cr0::EM | cr0::TS) == 0 && self.cr4 & cr4::OSFXSR != 0,
             Gate::X87 | Gate::Mmx => self.cr0 & (cr0::EM | cr0::TS) == 0 && !self.x87_pending(),
@@ -294,9 +300,9 @@ impl Cpu {
                     && self.xcr0 & BOTH == BOTH
                     && !matches!(self.mode, Mode::Real | Mode::V86)
             }
+            Gate::VexGpr => !matches!(self.mode, Mode::Real | Mode::V86),
             _ => false,
-        };
-        if ok { Ok(()) } else { self.pass_slowly(g) }
+        }
     }
 
     /// FSW.ES: an unmasked x87 exception waits for the next waiting instruction.

@@ -9,6 +9,7 @@ mod class;
 mod code;
 mod envs;
 mod fast;
+mod hot;
 mod masked;
 mod simple;
 mod stub;
@@ -32,6 +33,7 @@ use std::cell::Cell;
 use std::collections::HashMap;
 
 pub use code::cpuid;
+pub use hot::select;
 pub use simple::mxcsr_mask;
 pub use xsave::sanitize;
 
@@ -145,6 +147,38 @@ pub fn run(cpu: &mut Cpu, op: &HostOp, i: &Instruction) -> R<()> {
         Action::Software(f) => f(cpu, i),
         Action::Stub(a) => run_stub(cpu, op, i, &e, a),
     }
+}
+
+/// Executes an instruction that [`run`] has executed before if all is as usual: not an x87 one, nothing to fault, the memory
+/// operand (at `lin`, when it has one) in the TLB. If not, nothing has happened (but perhaps exception flags of MXCSR).
+#[inline(always)]
+fn run_quickly<const MEMORY: bool>(cpu: &mut Cpu, op: &HostOp, lin: u64) -> bool {
+    let (generation, index) = op.found.get();
+    let Some(e) = cpu.host.entries.get(index as usize) else { return false };
+    let Action::Stub(addr) = e.action else { return false };
+    if generation != cpu.host.generation || e.fx || !cpu.open(e.gate) {
+        return false;
+    }
+    let mut direct = None;
+    if MEMORY {
+        let size = u64::from(e.size);
+        if e.align != Align::Free && lin & (size - 1) != 0 {
+            return false;
+        }
+        let Some(p) = cpu.fast_ptr(lin, size, e.mem != Mem::Read) else { return false };
+        direct = Some(p.cast_mut());
+    }
+    let flags = e.flags;
+    if flags {
+        cpu.host.area.ctx.fl = u32::from(cpu.fl);
+    }
+    if call(cpu, addr, direct) != 0 {
+        return false;
+    }
+    if flags {
+        cpu.fl = cpu.host.area.ctx.fl as u16;
+    }
+    true
 }
 
 /// Finds or makes the entry of an instruction.

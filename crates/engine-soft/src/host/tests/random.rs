@@ -147,3 +147,62 @@ fn memory_operands_equal_register_operands() {
     }
     assert!(same > 1000, "{same}");
 }
+
+#[test]
+fn handlers_equal_the_common_way() {
+    let (mut a, mut b) = (cpu(), cpu());
+    let clean = a.xsave.clone();
+    let mut r = Random(3);
+    let how = crate::decode::How { bits: 64, amd: true, limit: 1 };
+    let mut completed = 0;
+    for n in 0..60_000 {
+        fill(&mut a, &mut r);
+        a.regs[3] = [0x2ff0, 0x2ff8, 0x2fe0, RAM - 16, 1 << 60, 0x2001][r.below(6) as usize];
+        a.regs[6] = a.regs[3] - 8;
+        a.cr0 = cr0::PE | cr0::ET | cr0::NE | if n % 16 == 0 { cr0::TS } else { 0 };
+        a.fl = 0x200;
+        let data: [u8; 128] = std::array::from_fn(|_| r.byte());
+        // [rbx+8], [rsi+2*rax+8], registers.
+        a.regs[0] = 4;
+        let modrm = [0x43, 0x44, 0xc0][r.below(3) as usize] | (r.byte() & 0x38);
+        let code = r.instruction(modrm, if modrm & 0xc7 == 0x44 { &[0x46, 8] } else { &[8] });
+        let i = Decoder::with_ip(64, &code, CODE, DecoderOptions::AMD).decode();
+        // Random numbers differ.
+        if i.is_invalid()
+            || super::super::prepare(&i).is_none()
+            || format!("{:?}", i.code()).starts_with("Rd")
+        {
+            continue;
+        }
+        for c in [&a, &b] {
+            poke(c, 0x2fc0, &data);
+            poke(c, CODE, &code);
+        }
+        // Most often the TLB has the page.
+        for c in [&mut a, &mut b] {
+            if n % 4 == 0 {
+                c.mmu.flush_all();
+            } else {
+                c.store(0x2e00, 0u8).unwrap();
+            }
+            c.exc = None;
+            c.leave = false;
+        }
+        (b.regs, b.fl, b.xsave, b.cr0) = (a.regs, a.fl, a.xsave.clone(), a.cr0);
+        b.rip = CODE;
+        b.next_rip = CODE + i.len() as u64;
+        let done = execute(&mut b, &i).unwrap().is_ok();
+        completed += u32::from(done);
+        a.rip = CODE;
+        let ops = crate::decode::decode(&code[..i.len()], how).ops;
+        assert_eq!(ops.run(&mut a), u32::from(done), "{i:?}");
+        assert_eq!(a.regs[..16], b.regs[..16], "{i:?}");
+        assert_eq!((a.fl, a.exc), (b.fl, b.exc), "{i:?}");
+        assert_eq!(a.xsave.0, b.xsave.0, "{i:?}");
+        assert_eq!(peek::<128>(&a, 0x2fc0), peek::<128>(&b, 0x2fc0), "{i:?}");
+        if a.xsave.0[..32] != clean.0[..32] {
+            a.xsave = clean.clone();
+        }
+    }
+    assert!(completed > 5000, "{completed}");
+}
