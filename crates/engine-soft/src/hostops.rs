@@ -286,10 +286,11 @@ pub unsafe fn compare_exchange(p: *mut u8, size: u32, old: u64, new: u64) -> u64
 /// `p..p+16` is mapped and `p` is 16-aligned.
 pub unsafe fn compare_exchange_16(p: *mut u8, old: u128, new: u128) -> u128 {
     let (lo, hi): (u64, u64);
-    // SAFETY: the caller vouches for p; rbx is saved around the instruction, for the compiler keeps it to itself.
+    // SAFETY: the caller vouches for p; rbx is saved around the instruction, for the compiler keeps it to itself. It may
+    // choose it for an operand of class `reg`, though, so all of them are named.
     unsafe {
-        core::arch::asm!("xchg {b}, rbx", "lock cmpxchg16b [{p}]", "mov rbx, {b}",
-            b = inout(reg) new as u64 => _, p = in(reg) p, in("rcx") (new >> 64) as u64,
+        core::arch::asm!("xchg rsi, rbx", "lock cmpxchg16b [rdi]", "mov rbx, rsi",
+            inout("rsi") new as u64 => _, in("rdi") p, in("rcx") (new >> 64) as u64,
             inout("rax") old as u64 => lo, inout("rdx") (old >> 64) as u64 => hi, options(nostack));
     }
     u128::from(hi) << 64 | u128::from(lo)

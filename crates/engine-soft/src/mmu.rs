@@ -11,6 +11,7 @@ use ringer_arch::paging::{self, Access, Kind};
 use ringer_arch::regs::{cr0, cr4, rflags};
 use ringer_memory::raw::{self, GuestInt};
 use ringer_memory::{GuestMemory, PAGE_SIZE, PageFlags};
+use std::sync::{Mutex, PoisonError};
 
 /// Entries of one table.
 pub const ENTRIES: usize = 4096;
@@ -862,14 +863,19 @@ impl Cpu {
     }
 }
 
+/// Held over a locked access that the host's own LOCK cannot do. One for all machines: it is rare.
+static BUS: Mutex<()> = Mutex::new(());
+
 impl Cpu {
     /// Reads, changes and writes back `size` (1, 2, 4, 8) bytes at `lin`, atomically if `lock`; returns what stood there.
-    /// `f` may run more than once. An atomic change that crosses pages, or is not of RAM, is two accesses.
+    /// `f` may run more than once. A locked change that crosses pages, or is not of RAM, is two accesses: atomic to others
+    /// of its kind, as with a bus lock, but not to plain accesses.
     ///
     /// # Errors
     /// The fault that a write would raise; nothing is written then.
     pub fn rmw(&mut self, lin: u64, size: u32, lock: bool, mut f: impl FnMut(u64) -> u64) -> R<u64> {
         let Some(p) = self.rmw_ptr(lin, u64::from(size))? else {
+            let _bus = lock.then(|| BUS.lock().unwrap_or_else(PoisonError::into_inner));
             let old = self.load_n(lin, size)?;
             self.store_n(lin, size, f(old))?;
             return Ok(old);
