@@ -30,5 +30,8 @@ guests! {
     "segmentation", 1, ANY, DebugExit, "limits, expand-down, rights, conforming code, call gates, LAR and its kin, the LDT";
     "modes", 1, ANY, DebugExit, "real, 16-bit protected, unreal and virtual-8086 mode, from 32-bit protected mode and back";
     "syscall", 1, ANY, DebugExit, "SYSCALL, SYSRET, SYSENTER, SYSEXIT, SWAPGS, FS and GS bases";
+    "smp", 2, ANY, DebugExit, "start-up, atomics, memory order, IPIs, TLB shoot-down, cross-modifying code";
+    "smc", 1, ANY, DebugExit, "self-modifying code: same block, aliases, across pages, string instructions, remapping";
+    "task-switch", 1, ANY, DebugExit, "32- and 16-bit TSSs by JMP, CALL, gates, interrupts and IRET; busy bit, NT, faults";
     "strings", 1, ANY, DebugExit, "REP instructions: counts, direction, address sizes, faults mid-way";
 }

@@ -87,5 +87,8 @@ tests! {
     segmentation "segmentation",
     modes "modes",
     syscall "syscall",
+    smp "smp",
+    smc "smc",
+    task_switch "task-switch",
     strings "strings",
 }
