@@ -28,9 +28,9 @@ impl<'a> Cursor<'a> {
         unsafe { &*self.0 }
     }
 
-    /// The op behind.
+    /// The op behind. Not to be asked of the last op of a block.
     #[inline(always)]
-    fn step(self) -> Cursor<'a> {
+    pub(crate) fn step(self) -> Cursor<'a> {
         // SAFETY: the invariant of the type: an op that hands on is not the last one.
         Cursor(unsafe { self.0.add(1) }, PhantomData)
     }

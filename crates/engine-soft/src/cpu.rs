@@ -83,6 +83,12 @@ pub struct Cpu {
     pub sysflags: u64,
     /// Current privilege level.
     pub cpl: u8,
+    /// Base of the linear addresses of code, and their mask: kept by [`Cpu::update_mode`].
+    pub code_base: u64,
+    /// See [`Cpu::code_base`].
+    pub code_mask: u64,
+    /// Decoding mode and ring in a few bits, as the block cache keys them: kept by [`Cpu::update_mode`].
+    pub code_key: u64,
     /// Decoding mode, kept in step with CR0, EFER, RFLAGS.VM and CS by [`Cpu::update_mode`].
     pub mode: Mode,
     /// Soft TLB.
@@ -171,6 +177,9 @@ impl Cpu {
             next_rip: 0,
             sysflags: 0,
             cpl: 0,
+            code_base: 0,
+            code_mask: 0,
+            code_key: 0,
             mode: Mode::Real,
             mmu: Mmu::new(p.memory.clone(), &p.cpu),
             seg: [Segment::default(); 6],
@@ -296,6 +305,14 @@ impl Cpu {
             let seen = !long || i >= sreg::FS;
             self.regs[slot::SEG_BASE as usize + i] = if seen { s.base } else { 0 };
         }
+        (self.code_base, self.code_mask) =
+            if long { (0, u64::MAX) } else { (self.seg[sreg::CS].base, 0xffff_ffff) };
+        let size = match self.mode {
+            Mode::Long => 2,
+            Mode::Prot32 => 1,
+            _ => 0,
+        };
+        self.code_key = size | u64::from(self.cpl == 3) << 4;
         self.select_tlb();
         self.leave = true;
     }

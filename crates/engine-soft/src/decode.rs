@@ -2,7 +2,7 @@
 
 use crate::block::{self, Cursor, MAX_OPS, Op, Ops, abort, next, stop_after, stop_at};
 use crate::cpu::{Cpu, Mode, R, slot};
-use crate::exec::{fast, generic};
+use crate::exec::{generic, select};
 use crate::host;
 use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind};
 
@@ -32,10 +32,11 @@ pub struct How {
 pub fn decode(bytes: &[u8], how: How) -> Decoded {
     let options = if how.amd { DecoderOptions::AMD } else { DecoderOptions::NONE };
     let mut decoder = Decoder::with_ip(how.bits, bytes, 0, options);
-    let mut ops = Vec::new();
+    let mut ops: Vec<Op> = Vec::new();
     let mut len = 0;
     let mut accesses = 0;
     let mut insn = Instruction::default();
+    let mut previous = insn;
     let limit = how.limit.min(MAX_OPS);
     let mut closed = false;
     while !closed && ops.len() < limit && decoder.can_decode() {
@@ -47,7 +48,17 @@ pub fn decode(bytes: &[u8], how: How) -> Decoded {
         len += insn.len() as u32;
         accesses += accesses_of(&insn);
         closed = insn.is_invalid() || ends_block(&insn);
-        ops.push(make_op(&insn, ip, how, insn.is_invalid().then(|| too_long(&bytes[ip as usize..]))));
+        let op = make_op(&insn, ip, how, insn.is_invalid().then(|| too_long(&bytes[ip as usize..])));
+        if op.insn.is_none()
+            && let Some(before) = ops.last_mut()
+            && before.insn.is_none()
+            && let Some(both) = select::fuse(&previous, &insn)
+        {
+            // The branch keeps its op: it is an instruction to be counted, and where it leads to stands there.
+            before.handler = both;
+        }
+        previous = insn;
+        ops.push(op);
     }
     Decoded { ops: Ops::new(ops, blank(len, 0)), len, accesses }
 }
@@ -101,7 +112,7 @@ fn make_op(i: &Instruction, ip: u32, how: How, invalid: Option<bool>) -> Op {
         Some(false) => op.handler = raise_ud,
         None => {
             let next = u64::from(ip) + i.len() as u64;
-            match if how.bits == 64 { fast::select(&mut op, i, next) } else { None } {
+            match if how.bits == 64 { select::select(&mut op, i, next) } else { None } {
                 Some(h) => op.handler = h,
                 None => {
                     op = blank(ip, i.len() as u8);

@@ -194,6 +194,31 @@ alu!(u16, reg, ":x");
 alu!(u32, reg, ":e");
 alu!(u64, reg, ":r");
 
+/// IMUL of two operands.
+pub trait Imul: Alu {
+    /// The low half of the product; the flags that IMUL leaves undefined come from `f`, as far as the host keeps them.
+    fn imul(a: Self, b: Self, f: u16) -> (Self, u16);
+}
+macro_rules! imul {
+    ($t:ty, $m:literal) => {
+        impl Imul for $t {
+            #[inline(always)]
+            fn imul(a: Self, b: Self, f: u16) -> (Self, u16) {
+                let (r, g);
+                // SAFETY: register-only arithmetic, flags prepared as in `shift`.
+                unsafe {
+                    core::arch::asm!("add al, 127", "sahf", concat!("imul {a", $m, "}, {b", $m, "}"), "lahf", "seto al",
+                        a = inout(reg) a => r, b = in(reg) b, inout("ax") f => g, options(pure, nomem, nostack));
+                }
+                (r, g)
+            }
+        }
+    };
+}
+imul!(u16, ":x");
+imul!(u32, ":e");
+imul!(u64, ":r");
+
 macro_rules! double_shift {
     ($name:ident, $ins:literal) => {
         /// SHLD or SHRD of `a` with bits of `b` by `cl`, for an operand of 2, 4 or 8 bytes (flags of the image in).

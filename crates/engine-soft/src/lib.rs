@@ -1,7 +1,7 @@
 //! The software engines. One core (decode, soft MMU, instruction semantics, exceptions); on it the interpreter, the reference.
 //!
 //! The way of one guest instruction: [`run`](Interpreter) finds the block at RIP in the [`cache`], or [`decode`] makes it from the
-//! bytes that the soft MMU ([`mmu`]) fetches; each op's handler ([`exec::fast`], or [`exec::generic`] and behind it [`sys`] and
+//! bytes that the soft MMU ([`mmu`]) fetches; each op's handler (`exec::fast`, or [`exec::generic`] and behind it [`sys`] and
 //! [`host`]) does its work on the [`cpu::Cpu`] and hands on to the next; the last sets RIP. A fault leaves the block at
 //! once and is delivered by [`sys`].
 

@@ -38,6 +38,8 @@ struct Table {
     live: Vec<u16>,
     is_live: Box<[bool; ENTRIES]>,
     global: Box<[bool; ENTRIES]>,
+    /// Tags of pages that may be written, but not without telling: they hold code.
+    careful: Box<[u64; ENTRIES]>,
     /// Some live entry is a piece of a large page: INVLPG must drop all its pieces.
     large: bool,
 }
@@ -63,6 +65,7 @@ impl Table {
             live: Vec::with_capacity(ENTRIES),
             is_live: Box::new([false; ENTRIES]),
             global: Box::new([false; ENTRIES]),
+            careful: Box::new(std::array::from_fn(invalid)),
             large: false,
         }
     }
@@ -71,6 +74,7 @@ impl Table {
         let t = invalid(i);
         let e = &mut self.entries[i];
         (e.read, e.write, e.fetch) = (t, t, t);
+        self.careful[i] = t;
     }
 
     fn flush(&mut self, keep_global: bool) {
@@ -107,6 +111,8 @@ pub struct Mmu {
     slot_pcid: [u64; SLOTS],
     slot_used: [u64; SLOTS],
     slot_gen: [u64; SLOTS],
+    /// `slot_gen` of the current slot.
+    current_gen: u64,
     slot: usize,
     mode: usize,
     next_gen: u64,
@@ -137,6 +143,7 @@ impl Mmu {
             slot_pcid: [u64::MAX; SLOTS],
             slot_used: [0; SLOTS],
             slot_gen: [0; SLOTS],
+            current_gen: 0,
             slot: 0,
             mode: 0,
             next_gen: 1,
@@ -159,7 +166,7 @@ impl Mmu {
     #[must_use]
     #[inline]
     pub fn generation(&self) -> u64 {
-        self.slot_gen[self.slot]
+        self.current_gen
     }
 
     fn fresh_gen(&mut self) -> u64 {
@@ -190,6 +197,7 @@ impl Mmu {
             }
         };
         self.slot = slot;
+        self.current_gen = self.slot_gen[slot];
         self.slot_used[slot] = self.tick;
     }
 
@@ -198,6 +206,7 @@ impl Mmu {
             t.flush(keep_global);
         }
         self.slot_gen[slot] = self.fresh_gen();
+        self.current_gen = self.slot_gen[self.slot];
     }
 
     /// Drops every entry of every address space.
@@ -249,6 +258,7 @@ impl Mmu {
             for s in 0..SLOTS {
                 self.slot_gen[s] = self.fresh_gen();
             }
+            self.current_gen = self.slot_gen[self.slot];
         }
     }
 
@@ -285,6 +295,7 @@ impl Mmu {
         let addend = self.base.wrapping_add(gpa & !0xfff).wrapping_sub(page);
         let no = invalid(i);
         let pick = |yes: bool| if yes { page } else { no };
+        t.careful[i] = pick(rights.careful);
         t.entries[i] =
             Entry { read: pick(rights.read), write: pick(rights.write), fetch: pick(rights.fetch), addend };
     }
@@ -304,6 +315,8 @@ fn fetched_bit(lin: u64) -> (usize, u64) {
 struct Rights {
     read: bool,
     write: bool,
+    /// Written with telling.
+    careful: bool,
     fetch: bool,
     global: bool,
     large: bool,
@@ -766,10 +779,28 @@ impl Cpu {
         if tag == lin & !0xfff {
             return Ok(lin.wrapping_add(e.addend).wrapping_sub(self.mmu.base));
         }
+        if acc == Acc::Write && self.mmu.tables[table].careful[index_of(lin)] == lin & !0xfff {
+            return Ok(self.careful_write(lin, table));
+        }
         if !self.canonical(lin) {
             return Err(self.gp(0));
         }
         self.walk(lin, acc, table)
+    }
+
+    /// Guest-physical address of a page that holds code and may be written; back to fast writes if it holds code no more.
+    fn careful_write(&mut self, lin: u64, table: usize) -> u64 {
+        let i = index_of(lin);
+        let gpa = lin.wrapping_add(self.mmu.tables[table].entries[i].addend).wrapping_sub(self.mmu.base);
+        if !self.mmu.memory.page_flags(gpa).has(PageFlags::CODE) {
+            let before = self.mmu.memory.set_page_flags(gpa, PageFlags::DIRTY | PageFlags::WCACHED);
+            if !before.has(PageFlags::CODE) {
+                let t = &mut self.mmu.tables[table];
+                t.entries[i].write = lin & !0xfff;
+                t.careful[i] = invalid(i);
+            }
+        }
+        gpa
     }
 
     /// The paging configuration in force, for the page walker.
@@ -803,7 +834,8 @@ impl Cpu {
         if self.mmu.memory.contains(page, PAGE_SIZE) {
             let watched = self.watched_page(lin);
             let mut write = false;
-            if acc == Acc::Write && t.write && !watched {
+            let may_write = acc == Acc::Write && t.write && !watched;
+            if may_write {
                 // The order matters to `GuestMemory::mark_code`: it sets CODE, then looks for WCACHED.
                 let before = self.mmu.memory.set_page_flags(page, PageFlags::DIRTY | PageFlags::WCACHED);
                 write = !before.has(PageFlags::CODE);
@@ -811,6 +843,7 @@ impl Cpu {
             let rights = Rights {
                 read: t.read && !watched,
                 write,
+                careful: may_write && !write,
                 fetch: t.fetch,
                 global: t.global,
                 large: t.shift > 12,

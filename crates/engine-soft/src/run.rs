@@ -14,6 +14,7 @@ use ringer_arch::{MpState, VcpuState};
 use ringer_engine::{EngineError, Exit, Stats, StopToken, Vcpu};
 use ringer_memory::PAGE_SIZE;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
 /// The longest an instruction can be.
@@ -48,7 +49,15 @@ impl Interpreter {
     /// A processor in its reset state.
     #[must_use]
     pub fn new(cpu: Cpu, shared: Arc<Shared>, started: Instant) -> Interpreter {
-        Interpreter { cpu, cache: Cache::default(), shared, started, intr: false, unhalt: false, attention: true }
+        Interpreter {
+            cpu,
+            cache: Cache::default(),
+            shared,
+            started,
+            intr: false,
+            unhalt: false,
+            attention: true,
+        }
     }
 
     fn index(&self) -> u32 {
@@ -217,8 +226,22 @@ impl Interpreter {
         std::mem::take(&mut self.cpu.triple_fault).then_some(Exit::TripleFault)
     }
 
-    /// Runs the block at RIP (or only its first instruction).
+    /// Runs blocks that the jump table knows, one after the other, until there is something to look at between two of
+    /// them, or one is not there.
     #[inline(always)]
+    fn chain(&mut self, versions: &[AtomicU32]) {
+        while !self.cpu.leave && self.cpu.stop.load() == 0 {
+            let Some(n) = self.cache.jump(self.code_lin(), self.context(false)) else { return };
+            let b = self.cache.block(n);
+            let current = versions.get((b.gpa / PAGE_SIZE) as usize).map(|v| v.load(Ordering::Relaxed));
+            if !b.trusted || current != Some(b.version) {
+                return;
+            }
+            run_block(&mut self.cpu, b);
+        }
+    }
+
+    /// Runs the block at RIP (or only its first instruction), wherever it comes from.
     fn block(&mut self, single: bool) -> Result<(), Exit> {
         let lin = self.code_lin();
         let ctx = self.context(single);
@@ -268,29 +291,19 @@ impl Interpreter {
     /// Linear address of the next instruction.
     #[inline(always)]
     fn code_lin(&self) -> u64 {
-        if self.cpu.mode == Mode::Long {
-            self.cpu.rip
-        } else {
-            self.cpu.seg[sreg::CS].base.wrapping_add(self.cpu.rip) & 0xffff_ffff
-        }
+        self.cpu.rip.wrapping_add(self.cpu.code_base) & self.cpu.code_mask
     }
 
-    /// What a linear address must have in common with its entry in the jump table, besides the address.
+    /// What a linear address must have in common with its entry in the jump table, besides the address: what it means
+    /// (the TLB's generation), code size, ring, and whether one instruction is to run by itself.
     #[inline(always)]
     fn context(&self, single: bool) -> u64 {
-        let user = u64::from(self.cpu.cpl == 3);
-        self.cpu.mmu.generation() << 5 | user << 4 | u64::from(self.key(single))
+        self.cpu.mmu.generation() << 5 | self.cpu.code_key | u64::from(single) << 2
     }
 
     /// What a block was decoded under: code size, and whether it is to be one instruction only.
-    #[inline(always)]
     fn key(&self, single: bool) -> u8 {
-        let mode = match self.cpu.mode {
-            Mode::Long => 2,
-            Mode::Prot32 => 1,
-            _ => 0,
-        };
-        mode | u8::from(single) << 2
+        self.cpu.code_key as u8 & 3 | u8::from(single) << 2
     }
 
     fn how(&self, single: bool) -> How {
@@ -483,6 +496,8 @@ impl Vcpu for Interpreter {
     fn run(&mut self) -> Exit {
         self.shared.acknowledge(self.index());
         self.poll();
+        let memory = self.cpu.mmu.memory().clone();
+        let versions = memory.code_versions();
         let exit = loop {
             if self.cpu.stop.load() != 0 || self.attention {
                 match self.between() {
@@ -490,7 +505,9 @@ impl Vcpu for Interpreter {
                     None => continue,
                 }
             }
-            if let Err(exit) = self.block(false) {
+            self.chain(versions);
+            let done = if self.cpu.leave { self.finish() } else { self.block(false) };
+            if let Err(exit) = done {
                 break exit;
             }
         };

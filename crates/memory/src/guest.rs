@@ -212,10 +212,10 @@ impl GuestMemory {
         self.0.versions.get((gpa / PAGE_SIZE) as usize).map_or(0, |v| v.load(Ordering::SeqCst))
     }
 
-    /// The version counter of the page at `gpa`, for checks on a hot path; `None` for what is not RAM.
+    /// The code versions of all pages, by page number, for checks on a hot path.
     #[must_use]
-    pub fn code_version_cell(&self, gpa: u64) -> Option<&AtomicU32> {
-        self.0.versions.get((gpa / PAGE_SIZE) as usize)
+    pub fn code_versions(&self) -> &[AtomicU32] {
+        &self.0.versions
     }
 
     /// Declares that code of `gpa..gpa+len` (within one page) is about to be decoded, and returns the version to
