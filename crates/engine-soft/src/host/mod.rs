@@ -35,7 +35,7 @@ use std::collections::HashMap;
 pub use code::cpuid;
 pub use hot::select;
 pub use simple::mxcsr_mask;
-pub use xsave::sanitize;
+pub use xsave::{sanitize, xinuse};
 
 /// What the alignment check demands of operands that need not be aligned otherwise: their size, vectors 16 bytes; 10-byte
 /// operands count as 8 (as processors do it; Intel SDM vol. 3A table 6-7 stops at those).

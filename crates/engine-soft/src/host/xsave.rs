@@ -180,13 +180,21 @@ fn fxrstor<const WIDE: bool>(cpu: &mut Cpu, i: &Instruction) -> R<()> {
 
 /// The state components that are not in their initial configuration (Intel SDM vol. 1 §13.6), as far as values tell.
 #[must_use]
-pub fn in_use(cpu: &Cpu) -> u64 {
+fn in_use(cpu: &Cpu) -> u64 {
     let zero = |b: &[u8]| b.iter().all(|b| *b == 0);
     let x = &cpu.xsave.0;
-    let x87 = x87::fcw(cpu) != 0x37f || !zero(&x[2..24]) || !zero(&x[32..160]);
+    // AMD processors do not count the pointers, which they save with a pending exception only.
+    let words = if cpu.model.vendor() == Vendor::Amd { &x[2..6] } else { &x[2..24] };
+    let x87 = x87::fcw(cpu) != 0x37f || !zero(words) || !zero(&x[32..160]);
     let sse = !zero(&x[160..416]);
     let avx = !zero(&x[XSAVE_YMM_HI..]);
     (u64::from(x87) * X87) | (u64::from(sse) * SSE) | (u64::from(avx) * AVX)
+}
+
+/// [`in_use`] as XGETBV and XSAVEC see it, for whom MXCSR belongs to SSE.
+#[must_use]
+pub fn xinuse(cpu: &Cpu) -> u64 {
+    in_use(cpu) | if x87::mxcsr(cpu) != MXCSR_INIT { SSE } else { 0 }
 }
 
 /// Bits EDX:EAX that XCR0 has.
@@ -198,13 +206,10 @@ fn xsave(cpu: &mut Cpu, i: &Instruction, wide: bool, form: Form) -> R<()> {
     let want = requested(cpu);
     let len = if want & AVX != 0 { 832 } else { 576 };
     let lin = area(cpu, i, 64, &[0, len - 1], Acc::Write)?;
-    let mut used = in_use(cpu);
+    let used = if form == Form::Compacted { xinuse(cpu) } else { in_use(cpu) };
     let mut saved = want;
     let header = cpu.lin_add(lin, HEADER as u64);
     let bv = if form == Form::Compacted {
-        if x87::mxcsr(cpu) != MXCSR_INIT {
-            used |= SSE;
-        }
         saved &= used;
         let at = cpu.lin_add(header, 8);
         cpu.store(at, COMPACT | want)?;

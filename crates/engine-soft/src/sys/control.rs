@@ -258,17 +258,11 @@ pub(super) fn xgetbv(cpu: &mut Cpu) -> R<()> {
     }
     let v = match cpu.regs[1] & 0xffff_ffff {
         0 => cpu.xcr0,
-        1 if cpu.has(Feature::XGETBV1) => cpu.xcr0 & xinuse(cpu),
+        1 if cpu.has(Feature::XGETBV1) => cpu.xcr0 & crate::host::xinuse(cpu),
         _ => return Err(cpu.gp(0)),
     };
     cpu.set_edx_eax(v);
     Ok(())
-}
-
-/// XINUSE: x87 and SSE always; AVX while an upper half of YMM is not zero (Intel SDM vol. 1 §13.6).
-fn xinuse(cpu: &Cpu) -> u64 {
-    let avx = cpu.xsave.0[ringer_arch::state::XSAVE_YMM_HI..].iter().any(|&b| b != 0);
-    xcr0::X87 | xcr0::SSE | if avx { xcr0::AVX } else { 0 }
 }
 
 impl Cpu {

@@ -292,3 +292,35 @@ fn dropping_all_stubs_is_invisible() {
         assert_eq!(xmm(&c, 3), u128::from(a) + 1);
     }
 }
+
+#[test]
+fn smaller_modes() {
+    let mut c = cpu();
+    protected32(&mut c);
+    c.regs[3] = 0x2000;
+    c.regs[0] = 0xffff_ffff_0000_0000 | 0x55;
+    poke(&c, 0x2000, &[1; 32]);
+    run(&mut c, &[0xc5, 0xf5, 0xfc, 0x0b]).unwrap(); // vpaddb ymm1, ymm1, [ebx]
+    assert_eq!((xmm(&c, 1), high(&c, 1)), (u128::from_le_bytes([1; 16]), u128::from_le_bytes([1; 16])));
+    run(&mut c, &[0x66, 0x0f, 0x6e, 0xd0]).unwrap(); // movd xmm2, eax
+    assert_eq!(xmm(&c, 2), 0x55);
+    run(&mut c, &[0x66, 0x0f, 0x74, 0x0b]).unwrap(); // pcmpeqb xmm1, [ebx]
+    run(&mut c, &[0x66, 0x0f, 0xd7, 0xc9]).unwrap(); // pmovmskb ecx, xmm1
+    assert_eq!(c.regs[1], 0xffff);
+    c.seg[sreg::DS].limit = 0x200e;
+    faults(&mut c, &[0x66, 0x0f, 0x74, 0x0b], vector::GP);
+    let mut c = cpu();
+    c.efer = 0;
+    c.cr0 = 0;
+    for s in &mut c.seg {
+        *s = Segment::real(0);
+    }
+    c.update_mode();
+    (c.regs[3], c.regs[6]) = (0x1ff0, 0x10);
+    poke(&c, 0x2000, &[7; 16]);
+    run(&mut c, &[0x66, 0x0f, 0xfc, 0x08]).unwrap(); // paddb xmm1, [bx+si]
+    assert_eq!(xmm(&c, 1), u128::from_le_bytes([7; 16]));
+    run(&mut c, &[0xf3, 0x0f, 0xb8, 0x08]).unwrap(); // popcnt cx, [bx+si]
+    assert_eq!(c.regs[1], 6);
+    faults(&mut c, &[0xc5, 0xf9, 0xfc, 0xc1], vector::UD);
+}

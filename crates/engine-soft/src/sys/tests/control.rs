@@ -190,7 +190,10 @@ fn xcr0() {
     assert_eq!(cpu.regs[0], 7);
     cpu.regs[1] = 1;
     exec(&mut cpu, b"\x0f\x01\xd0").unwrap();
-    assert_eq!(cpu.regs[0], 3);
+    assert_eq!(cpu.regs[0], 0);
+    cpu.xsave.0[600] = 1;
+    exec(&mut cpu, b"\x0f\x01\xd0").unwrap();
+    assert_eq!(cpu.regs[0], 4);
     cpu.regs[1] = 2;
     assert_eq!(exec(&mut cpu, b"\x0f\x01\xd0"), GP);
 }
