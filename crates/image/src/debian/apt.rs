@@ -8,10 +8,13 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How often a failed fetch is tried in all; the wait before the next try doubles from one second.
 const TRIES: u32 = 4;
+
+/// A fetch in which nothing comes for so long has failed.
+const STALLED: Duration = Duration::from_secs(120);
 
 /// Hooks of the host that write to the host's own folders.
 const OVERRIDES: &str = "\
@@ -191,15 +194,18 @@ impl Apt {
         let mut child = cmd.spawn().map_err(|e| e.to_string())?;
         let out = drain(child.stdout.take());
         let err = drain(child.stderr.take());
+        let mut watch = Watch::new(&self.dir);
         let status = loop {
             match child.try_wait() {
                 Ok(Some(s)) => break s,
-                Ok(None) => {
-                    tick();
-                    thread::sleep(Duration::from_millis(50));
-                }
+                Ok(None) => tick(),
                 Err(e) => return Err(e.to_string()),
             }
+            if let Some(why) = watch.stuck() {
+                let _gone = child.kill().and_then(|()| child.wait());
+                return Err(why.to_owned());
+            }
+            thread::sleep(Duration::from_millis(50));
         };
         let (out, err) = (out.join().unwrap_or_default(), err.join().unwrap_or_default());
         if status.success() { Ok(out) } else { Err(complaint(&err)) }
@@ -228,9 +234,49 @@ impl Apt {
 
     fn error(&self, what: &str, why: String) -> DebianError {
         if is_disk_full(&why) {
+            // What has come so far would only keep the disk full.
+            for partial in ["state/lists", "cache/archives/partial"] {
+                let _may_stay: io::Result<()> = fs::remove_dir_all(self.dir.join(partial));
+            }
             return DebianError::DiskFull { folder: self.dir.clone(), needed: "more space".to_owned() };
         }
         DebianError::Apt { what: what.to_owned(), why }
+    }
+}
+
+/// Notices that apt-get is stuck: it can wait for ever for a helper that a full disk has killed.
+struct Watch<'a> {
+    dir: &'a Path,
+    looked: Instant,
+    /// Bytes stored, and since when they have been so many.
+    stored: u64,
+    since: Instant,
+}
+
+impl Watch<'_> {
+    fn new(dir: &Path) -> Watch<'_> {
+        let now = Instant::now();
+        Watch { dir, looked: now, stored: 0, since: now }
+    }
+
+    /// Why apt-get should be ended, if it should.
+    fn stuck(&mut self) -> Option<&'static str> {
+        if self.looked.elapsed() < Duration::from_secs(1) {
+            return None;
+        }
+        self.looked = Instant::now();
+        let folders = ["state/lists", "state/lists/partial", "cache/archives", "cache/archives/partial"];
+        let entries = folders.iter().filter_map(|f| fs::read_dir(self.dir.join(f)).ok()).flatten().flatten();
+        let stored = entries.filter_map(|e| e.metadata().ok()).map(|m| m.len()).sum();
+        if stored != self.stored {
+            (self.stored, self.since) = (stored, self.looked);
+        }
+        let idle = self.since.elapsed();
+        let full = || rustix::fs::statvfs(self.dir).is_ok_and(|s| s.f_bavail == 0);
+        if idle > Duration::from_secs(5) && full() {
+            return Some("No space left on device");
+        }
+        (idle > STALLED).then_some("nothing came for two minutes")
     }
 }
 

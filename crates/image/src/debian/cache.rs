@@ -105,7 +105,10 @@ impl Cache {
             });
         if let Err(e) = made {
             let _may_stay: io::Result<()> = fs::remove_dir_all(&new);
-            return Err(e);
+            return Err(match e {
+                DebianError::DiskFull { needed, .. } => DebianError::DiskFull { folder: guests, needed },
+                e => e,
+            });
         }
         sync_dir(&guests).map_err(|e| DebianError::io("store", &guests, e))?;
         Ok(target)
