@@ -228,7 +228,7 @@ impl Hpet {
         }
         let past = counter.wrapping_sub(t.comparator) & mask;
         let past = past.saturating_add(MIN_TICKS.saturating_sub(t.period));
-        let steps = past / t.period + 1;
+        let steps = (past / t.period).wrapping_add(1);
         t.comparator = t.comparator.wrapping_add(steps.wrapping_mul(t.period)) & mask;
         counter
     }

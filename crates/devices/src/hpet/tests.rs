@@ -168,3 +168,16 @@ fn any_access_is_harmless() {
     r.hpet.reset();
     assert_eq!(r.b.timers.next_deadline(), None);
 }
+
+#[test]
+fn a_periodic_timer_at_the_counters_end() {
+    let r = Rig::new();
+    r.w(0x100, 20 << 9 | tn::INTERRUPT | tn::PERIODIC | tn::SET_VALUE);
+    r.w(0x108, 0);
+    r.w(0x108, 1);
+    r.w(0xf0, u64::MAX);
+    r.w(0x10, 1);
+    assert_eq!(r.r(0xf0), u64::MAX);
+    r.tick(20_000);
+    assert_eq!(r.r(0xf0), 19_999);
+}
