@@ -330,6 +330,12 @@ mod tests {
     }
 
     #[test]
+    fn its_file_keeps_its_size() {
+        let m = GuestMemory::new(1 << 20).unwrap();
+        assert!(m.file().set_len(0).is_err() && m.file().set_len(1 << 21).is_err());
+    }
+
+    #[test]
     fn refuses_odd_sizes() {
         for size in [0, 4096, (1 << 20) + 1, MAX_RAM + 4096] {
             assert!(matches!(GuestMemory::new(size), Err(MemoryError::BadSize(_))), "{size}");

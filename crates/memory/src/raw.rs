@@ -113,13 +113,21 @@ impl Mapping {
         let fail = |what| move || (what, io::Error::last_os_error());
         let total: u64 = parts.iter().map(|p| p.1).sum();
         // SAFETY: a constant C string and flags; the result is checked.
-        let fd = unsafe { libc::memfd_create(c"ringer-guest-ram".as_ptr(), libc::MFD_CLOEXEC) };
+        let fd = unsafe {
+            libc::memfd_create(c"ringer-guest-ram".as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING)
+        };
         if fd < 0 {
             return Err(fail("memfd_create")());
         }
         // SAFETY: fd is a fresh descriptor that nobody else owns.
         let file = unsafe { File::from_raw_fd(fd) };
         file.set_len(total).map_err(|e| ("ftruncate", e))?;
+        // Whoever is handed the file must not be able to take pages from under the mapping.
+        let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
+        // SAFETY: a descriptor of our own and constant flags; the result is checked.
+        if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) } != 0 {
+            return Err(fail("fcntl(F_ADD_SEALS)")());
+        }
         let too_big = || ("mmap", io::Error::from_raw_os_error(libc::ENOMEM));
         let len = usize::try_from(span).map_err(|_| too_big())?;
         let guard = usize::try_from(guard).map_err(|_| too_big())?;
