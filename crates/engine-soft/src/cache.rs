@@ -4,8 +4,10 @@ use crate::block::Block;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
-/// The most blocks kept; past that all are dropped.
+/// The most blocks kept, and the most instructions in them; past that all are dropped. An instruction takes up to some
+/// 120 bytes, so a guest that makes its blocks long has a processor take no more than about 120 MB for them.
 const MAX_BLOCKS: usize = 1 << 16;
+const MAX_INSNS: u64 = 1 << 20;
 /// Entries of the jump table.
 const JUMPS: usize = 1 << 15;
 
@@ -45,6 +47,8 @@ const NO_JUMP: Jump = Jump { lin: u64::MAX, ctx: u64::MAX, block: 0 };
 /// Decoded blocks of one processor.
 pub struct Cache {
     blocks: Vec<Block>,
+    /// Instructions in all of them.
+    insns: u64,
     by_gpa: Map<(u64, u8), u32>,
     jumps: Box<[Jump; JUMPS]>,
     straddling: Map<(u64, u64), (u8, Block)>,
@@ -54,6 +58,7 @@ impl Default for Cache {
     fn default() -> Cache {
         Cache {
             blocks: Vec::new(),
+            insns: 0,
             by_gpa: Map::default(),
             jumps: Box::new([NO_JUMP; JUMPS]),
             straddling: Map::default(),
@@ -99,12 +104,15 @@ impl Cache {
 
     /// Puts a block in, in place of the one that was decoded there before.
     pub fn insert(&mut self, gpa: u64, key: u8, block: Block) -> u32 {
-        if let Some(n) = self.find(gpa, key) {
-            self.blocks[n as usize] = block;
-            return n;
-        }
-        if self.blocks.len() >= MAX_BLOCKS {
+        let insns = u64::from(block.ops.insns());
+        if self.blocks.len() >= MAX_BLOCKS || self.insns + insns > MAX_INSNS {
             self.clear();
+        }
+        self.insns += insns;
+        if let Some(n) = self.find(gpa, key) {
+            let old = std::mem::replace(&mut self.blocks[n as usize], block);
+            self.insns -= u64::from(old.ops.insns());
+            return n;
         }
         let n = self.blocks.len() as u32;
         self.blocks.push(block);
@@ -115,6 +123,7 @@ impl Cache {
     /// Drops everything.
     pub fn clear(&mut self) {
         self.blocks.clear();
+        self.insns = 0;
         self.by_gpa.clear();
         self.straddling.clear();
         self.jumps.fill(NO_JUMP);

@@ -19,6 +19,8 @@ pub const ENTRIES: usize = 4096;
 const SLOTS: usize = 6;
 /// Tables a slot: supervisor, supervisor with user data accessible (AC set), user.
 const MODES: usize = 3;
+/// Bytes that devices take at once; a TSS that a task switch reads is longer.
+const MMIO_MOST: usize = 64;
 const KERNEL: usize = 0;
 const KERNEL_AC: usize = 1;
 const USER: usize = 2;
@@ -693,7 +695,9 @@ impl Cpu {
         if self.mmu.memory.read(gpa, buf).is_err() {
             self.stats.mmio += 1;
             buf.fill(0xff);
-            self.io.mmio_read(gpa, buf);
+            for (part, at) in buf.chunks_mut(MMIO_MOST).zip((gpa..).step_by(MMIO_MOST)) {
+                self.io.mmio_read(at, part);
+            }
         }
     }
 
@@ -706,7 +710,9 @@ impl Cpu {
             }
         } else {
             self.stats.mmio += 1;
-            self.io.mmio_write(gpa, buf);
+            for (part, at) in buf.chunks(MMIO_MOST).zip((gpa..).step_by(MMIO_MOST)) {
+                self.io.mmio_write(at, part);
+            }
         }
     }
 

@@ -254,9 +254,12 @@ extern "C" fn handler(sig: libc::c_int, info: *mut libc::siginfo_t, uc: *mut lib
         let base = a.load(Ordering::SeqCst);
         base != 0 && pc.wrapping_sub(base) < AREA_LEN
     });
-    if ours {
+    // SAFETY: the kernel passes a valid siginfo to an SA_SIGINFO handler.
+    let by_instruction = unsafe { (*info).si_code } > 0;
+    if ours && by_instruction {
         let c = regs[libc::REG_R11 as usize] as *mut StubCtx;
-        // SAFETY: in stub code R11 is the context of the running stub from its first instruction on.
+        // SAFETY: in stub code R11 is the context of the running stub from its first instruction on, which does not
+        // fault; a signal that another process sent, at any instruction, has a code of 0 or below.
         unsafe {
             (&raw mut (*c).fault).write_volatile(sig as u32);
             regs[libc::REG_RIP as usize] = (*c).exit[n] as i64;

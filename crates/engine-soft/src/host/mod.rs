@@ -240,6 +240,10 @@ fn make(cpu: &mut Cpu, i: &Instruction) -> Entry {
         e.action = Action::Software(f);
         return e;
     }
+    // A stub's access is checked by its size: one that cannot be told must not run.
+    if e.mem != Mem::None && !(1..=64).contains(&i.memory_size().size()) {
+        return e;
+    }
     let Some(recipe) = stub::make(i) else { return e };
     e.flags = recipe.flags;
     e.fx = recipe.fx;
