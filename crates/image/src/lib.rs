@@ -5,8 +5,8 @@ pub mod boot;
 pub mod debian;
 mod error;
 pub mod kernel;
-#[cfg(test)]
-mod samples;
+#[cfg(any(test, feature = "samples"))]
+pub mod samples;
 mod source;
 
 pub use error::ImageError;

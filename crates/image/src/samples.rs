@@ -1,4 +1,4 @@
-//! Kernels made for tests: small, but whole.
+//! Kernels made for tests, of this crate and of others: small, but whole.
 
 use crate::kernel::Compression;
 use std::io::Write;
@@ -195,6 +195,30 @@ pub fn pack(compression: Compression, bytes: &[u8]) -> Vec<u8> {
     };
     out.extend((bytes.len() as u32).to_le_bytes());
     out
+}
+
+/// A kernel module with this text as its `.modinfo`.
+pub fn module(info: &[u8]) -> Vec<u8> {
+    const NAMES: &[u8] = b"\0.modinfo\0.shstrtab\0";
+    let mut f = elf_header_64(0, 0);
+    let section = |name: u32, kind: u32, at: usize, len: usize| {
+        let mut h = [name.to_le_bytes(), kind.to_le_bytes()].concat();
+        for v in [0, 0, at as u64, len as u64, 0, 1, 0] {
+            h.extend(u64::to_le_bytes(v));
+        }
+        h
+    };
+    let names_at = 64 + info.len();
+    let table_at = (names_at + NAMES.len()).next_multiple_of(8);
+    f[40..48].copy_from_slice(&(table_at as u64).to_le_bytes());
+    f[60..64].copy_from_slice(&[3, 0, 2, 0]);
+    f.extend(info);
+    f.extend(NAMES);
+    f.resize(table_at, 0);
+    f.extend([0; 64]);
+    f.extend(section(1, 1, 64, info.len()));
+    f.extend(section(10, 3, names_at, NAMES.len()));
+    f
 }
 
 /// One sample of each kind of kernel, with its name.

@@ -17,12 +17,25 @@ const MAX_FILE: u64 = 512 << 20;
 /// [`DebianError::BadPackage`] for what is not a whole package; errors of `take`.
 pub fn for_each_file(
     path: &Path,
+    wanted: impl FnMut(&str) -> bool,
+    take: impl FnMut(&str, Vec<u8>) -> Result<(), DebianError>,
+) -> Result<(), DebianError> {
+    let file = File::open(path).map_err(|e| DebianError::io("open", path, e))?;
+    read_files(path, BufReader::new(file), wanted, take)
+}
+
+/// [`for_each_file`] of a package that is being read; `path` is what errors call it.
+///
+/// # Errors
+/// As there.
+pub fn read_files(
+    path: &Path,
+    package: impl Read,
     mut wanted: impl FnMut(&str) -> bool,
     mut take: impl FnMut(&str, Vec<u8>) -> Result<(), DebianError>,
 ) -> Result<(), DebianError> {
     let bad = |why: String| DebianError::BadPackage { path: path.to_owned(), why };
-    let file = File::open(path).map_err(|e| DebianError::io("open", path, e))?;
-    let mut ar = ar::Archive::new(BufReader::new(file));
+    let mut ar = ar::Archive::new(package);
     while let Some(member) = ar.next_entry() {
         let member = member.map_err(|e| bad(format!("its ar archive is damaged ({e})")))?;
         let name = String::from_utf8_lossy(member.header().identifier()).into_owned();

@@ -3,11 +3,11 @@
 mod apt;
 mod cache;
 pub mod cpio;
-mod deb;
+pub mod deb;
 mod error;
 mod guest;
 mod initramfs;
-mod modules;
+pub mod modules;
 mod progress;
 mod session;
 mod sources;

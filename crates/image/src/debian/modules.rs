@@ -253,6 +253,16 @@ mod tests {
     }
 
     #[test]
+    fn reads_a_module() {
+        let m =
+            parse("k/x.ko", crate::samples::module(b"depends=b-c,d\0alias=pci:*\0license=GPL\0")).unwrap();
+        assert_eq!(
+            (m.depends, m.aliases),
+            (vec!["b_c".to_owned(), "d".to_owned()], vec!["pci:*".to_owned()])
+        );
+    }
+
+    #[test]
     fn what_is_no_module_is_passed_over() {
         assert!(parse("k/x.ko", b"\x7fELF nonsense".to_vec()).is_none());
         assert!(parse("k/x.ko", vec![]).is_none());

@@ -58,7 +58,10 @@ impl Compression {
 
     /// Unpacks at most `limit` bytes; `expected` is the size to make room for. Bytes after the end of the packed
     /// stream are ignored.
-    pub(crate) fn unpack(self, bytes: &[u8], expected: u64, limit: u64) -> io::Result<Vec<u8>> {
+    ///
+    /// # Errors
+    /// The stream is damaged or cut off, or holds more than `limit` bytes.
+    pub fn unpack(self, bytes: &[u8], expected: u64, limit: u64) -> io::Result<Vec<u8>> {
         let mut out = Vec::with_capacity(expected.min(limit).min(MAX_UNPACKED) as usize);
         let stop = limit.saturating_add(1);
         match self {
