@@ -33,5 +33,14 @@ guests! {
     "smp", 2, ANY, DebugExit, "start-up, atomics, memory order, IPIs, TLB shoot-down, cross-modifying code";
     "smc", 1, ANY, DebugExit, "self-modifying code: same block, aliases, across pages, string instructions, remapping";
     "task-switch", 1, ANY, DebugExit, "32- and 16-bit TSSs by JMP, CALL, gates, interrupts and IRET; busy bit, NT, faults";
+    "modes-long", 1, ANY, DebugExit, "64-bit mode to compatibility, protected and real mode, and back";
+    "sysenter-32", 1, ANY, DebugExit, "SYSENTER and SYSEXIT, SYSCALL and SYSRET in 32-bit protected mode";
+    "debug", 1, ANY, DebugExit, "single steps, hardware breakpoints, DR6 and DR7, general detect";
+    "fpu", 1, ANY, DebugExit, "x87, SSE and AVX state and exceptions, FXSAVE, XSAVE";
+    "msr", 1, ANY, DebugExit, "CPUID, MSRs and control registers: what there is, what is refused";
+    "io", 1, ANY, DebugExit, "port sizes, string I/O, IOPL and the TSS's bitmap";
+    "timer", 1, ANY, DebugExit, "TSC, PM timer, HPET, PIT and LAPIC timer against each other";
+    "reset", 1, ANY, DebugExitAfterResets, "reset by i8042, port 0xCF9 and triple fault";
+    "poweroff", 1, ANY, PowerOff, "power-off by ACPI";
     "strings", 1, ANY, DebugExit, "REP instructions: counts, direction, address sizes, faults mid-way";
 }
