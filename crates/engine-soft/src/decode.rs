@@ -27,6 +27,9 @@ pub struct How {
     pub limit: usize,
 }
 
+/// The longest instruction.
+const MAX_INSN: usize = 15;
+
 /// Decodes up to the first instruction that ends a block, that is cut off by the end of `bytes`, or `how.limit`.
 #[must_use]
 pub fn decode(bytes: &[u8], how: How) -> Decoded {
@@ -48,7 +51,7 @@ pub fn decode(bytes: &[u8], how: How) -> Decoded {
         len += insn.len() as u32;
         accesses += accesses_of(&insn);
         closed = insn.is_invalid() || ends_block(&insn);
-        let op = make_op(&insn, ip, how, insn.is_invalid().then(|| too_long(&bytes[ip as usize..])));
+        let op = make_op(&insn, ip, how, insn.is_invalid().then(|| too_long(&bytes[ip as usize..], how)));
         if op.insn.is_none()
             && let Some(before) = ops.last_mut()
             && before.insn.is_none()
@@ -76,15 +79,32 @@ fn ends_block(i: &Instruction) -> bool {
     i.flow_control() != FlowControl::Next || i.mnemonic() == Mnemonic::Hlt
 }
 
-/// Whether an invalid instruction is so because it is longer than 15 bytes: #GP(0), not #UD (Intel SDM vol. 2 §2.3.11).
-fn too_long(bytes: &[u8]) -> bool {
-    bytes.len() >= 15
-        && bytes[..14].iter().all(|b| {
-            matches!(
-                b,
-                0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 | 0x66 | 0x67 | 0xf0 | 0xf2 | 0xf3 | 0x40..=0x4f
-            )
-        })
+/// Whether an invalid instruction is so because it is longer than 15 bytes: #GP(0), not #UD (Intel SDM vol. 2 §2.3.11). It is
+/// decoded once more without the prefixes that say nothing about its length.
+fn too_long(bytes: &[u8], how: How) -> bool {
+    let is_prefix = |b: &u8| {
+        matches!(b, 0x26 | 0x2e | 0x36 | 0x3e | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3)
+            || how.bits == 64 && matches!(b, 0x40..=0x4f)
+    };
+    let bytes = &bytes[..bytes.len().min(MAX_INSN + 1)];
+    let prefixes = bytes.iter().take_while(|b| is_prefix(b)).count();
+    let (prefix, rest) = bytes.split_at(prefixes);
+    let mut short = Vec::with_capacity(bytes.len());
+    // VEX, EVEX and XOP take none but 67, but how long they are shows before that.
+    let vex = how.bits == 64
+        && (matches!(rest, [0xc4 | 0xc5 | 0x62, ..]) || matches!(rest, [0x8f, b, ..] if b & 0x1f >= 8));
+    let keep: &[u8] = if vex { &[0x67] } else { &[0x66, 0x67] };
+    short.extend(keep.iter().filter(|p| prefix.contains(p)));
+    if !vex {
+        short.extend(prefix.iter().rfind(|p| matches!(p, 0xf2 | 0xf3)));
+        short.extend(prefix.last().filter(|p| matches!(p, 0x40..=0x4f)));
+    }
+    let dropped = prefixes - short.len();
+    short.extend(rest);
+    let options = if how.amd { DecoderOptions::AMD } else { DecoderOptions::NONE };
+    let mut d = Decoder::with_ip(how.bits, &short, 0, options);
+    let len = d.decode().len();
+    dropped + len + usize::from(d.last_error() == DecoderError::NoMoreBytes) > MAX_INSN
 }
 
 fn blank(ip: u32, len: u8) -> Op {

@@ -340,19 +340,19 @@ pub fn multiply(size: u32, signed: bool, a: u64, b: u64, f: u16) -> (u64, u64, u
     }
     match (size, signed) {
         (1, s) => {
-            let (lo, g): (u16, u16);
-            let (a, b) = (a as u8, b as u8);
-            // SAFETY: register-only arithmetic.
-            unsafe {
-                if s {
-                    core::arch::asm!("imul {b}", "mov {r:x}, ax", "lahf", "seto al", r = out(reg) lo, b = in(reg_byte) b,
-                        inout("ax") u16::from(a) => g, options(pure, nomem, nostack));
-                } else {
-                    core::arch::asm!("mul {b}", "mov {r:x}, ax", "lahf", "seto al", r = out(reg) lo, b = in(reg_byte) b,
-                        inout("ax") u16::from(a) => g, options(pure, nomem, nostack));
-                }
+            macro_rules! byte {
+                ($ins:literal) => {{
+                    let (lo, g): (u64, u64);
+                    // SAFETY: register-only arithmetic, flags prepared as above.
+                    unsafe {
+                        core::arch::asm!("xchg rax, {t}", "add al, 127", "sahf", "mov rax, {t}", $ins, "mov {t}, rax",
+                            "lahf", "seto al", "movzx eax, ax", "xchg rax, {t}", t = inout(reg) u64::from(f) => g,
+                            b = in(reg_byte) b as u8, inout("rax") a & 0xff => lo, options(pure, nomem, nostack));
+                    }
+                    (lo & 0xffff, 0, g as u16)
+                }};
             }
-            (u64::from(lo), 0, g)
+            if s { byte!("imul {b}") } else { byte!("mul {b}") }
         }
         (2, false) => mul!("mul", "{b:x}"),
         (2, true) => mul!("imul", "{b:x}"),

@@ -21,6 +21,12 @@ pub fn sreg_index(r: Register) -> usize {
     }
 }
 
+/// Whether a memory operand with this base register is in the stack segment by default.
+#[must_use]
+pub fn is_stack_base(base: Register) -> bool {
+    matches!(base, Register::RSP | Register::RBP | Register::ESP | Register::EBP)
+}
+
 /// Number, width in bytes, and right shift (8 for AH to BH) of a general register.
 #[must_use]
 pub fn gpr_parts(r: Register) -> (u8, u32, u32) {
@@ -142,13 +148,45 @@ impl Cpu {
         self.raise(Exception::coded(v, 0))
     }
 
+    /// Segment of the memory operand, an index of [`Cpu::seg`]. 64-bit code ignores ES, CS, SS and DS prefixes (AMD APM
+    /// vol. 1 §2.1.6; Intel SDM vol. 1 §3.4.2.1): there the base register tells whether it is the stack segment, and so
+    /// whether a non-canonical address is #SS.
+    #[must_use]
+    pub fn memory_seg(&self, i: &Instruction) -> usize {
+        let seg = sreg_index(i.memory_segment());
+        if !self.is64() || seg >= sreg::FS {
+            return seg;
+        }
+        if is_stack_base(i.memory_base()) { sreg::SS } else { sreg::DS }
+    }
+
     /// Linear address of the memory operand, checked for `size` bytes.
     ///
     /// # Errors
     /// #GP(0), #SS(0).
     pub fn mem_lin(&mut self, i: &Instruction, size: u64, acc: Acc) -> R<u64> {
         let off = self.ea(i);
-        self.seg_lin(sreg_index(i.memory_segment()), off, size, acc)
+        self.seg_lin(self.memory_seg(i), off, size, acc)
+    }
+
+    /// Linear address of a memory operand of `size` bytes that must be aligned to them. That is checked first: a misaligned
+    /// operand in the stack segment at a non-canonical address is #GP(0), not #SS(0).
+    ///
+    /// # Errors
+    /// #GP(0), #SS(0).
+    pub fn aligned_mem_lin(&mut self, i: &Instruction, size: u64, acc: Acc) -> R<u64> {
+        if !self.unchecked_lin(i).is_multiple_of(size) {
+            return Err(self.gp(0));
+        }
+        self.mem_lin(i, size, acc)
+    }
+
+    /// Linear address of the memory operand, if it has one.
+    #[must_use]
+    pub fn unchecked_lin(&self, i: &Instruction) -> u64 {
+        let seg = self.memory_seg(i);
+        let base = if self.is64() && seg < sreg::FS { 0 } else { self.seg[seg].base };
+        base.wrapping_add(self.ea(i))
     }
 
     /// Loads `size` (1, 2, 4, 8) bytes at linear address `lin`.
@@ -246,6 +284,21 @@ impl Cpu {
         Ok(v)
     }
 
+    /// The bytes at [`Cpu::rip`], for what a decoded instruction does not tell. They were fetched for decoding already: what
+    /// can no longer be is zero.
+    pub fn code_bytes(&mut self) -> [u8; 15] {
+        let base = if self.is64() { 0 } else { self.seg[sreg::CS].base };
+        let mut bytes = [0; 15];
+        let (exc, cr2) = (self.exc, self.cr2);
+        for (n, b) in bytes.iter_mut().enumerate() {
+            let lin = self.lin_add(base, self.rip.wrapping_add(n as u64));
+            let Ok(gpa) = self.fetch_gpa(lin) else { break };
+            self.phys_read(gpa, std::slice::from_mut(b));
+        }
+        (self.exc, self.cr2) = (exc, cr2);
+        bytes
+    }
+
     /// Checks a near branch target (canonical, or within CS's limit) and makes it the next RIP.
     ///
     /// # Errors
@@ -266,7 +319,7 @@ impl Cpu {
 pub fn address_size(i: &Instruction) -> u32 {
     let base = i.memory_base();
     if base != Register::None {
-        return if base == Register::RIP || base == Register::EIP { 8 } else { base.size() as u32 };
+        return base.size() as u32;
     }
     let index = i.memory_index();
     if index != Register::None && index.is_gpr() {
@@ -274,6 +327,7 @@ pub fn address_size(i: &Instruction) -> u32 {
     }
     match i.memory_displ_size() {
         8 => 8,
+        4 => 4,
         2 => 2,
         // In 64-bit code a 32-bit displacement without registers is sign-extended, unless a 67 prefix makes it 32-bit:
         // iced has then zero-extended it.

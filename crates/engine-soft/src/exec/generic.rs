@@ -53,15 +53,11 @@ fn integer(cpu: &mut Cpu, i: &Instruction) -> Option<R<()>> {
         M::Clc | M::Stc | M::Cmc | M::Cld | M::Std | M::Lahf | M::Sahf | M::Salc => flag_ops(cpu, i),
         M::Daa | M::Das | M::Aaa | M::Aas | M::Aam | M::Aad => decimal(cpu, i),
         M::Xlatb => xlat(cpu, i),
-        M::Nop
-        | M::Reservednop
-        | M::Pause
-        | M::Endbr64
-        | M::Endbr32
-        | M::Mfence
-        | M::Lfence
-        | M::Sfence
-        | M::Serialize => Ok(()),
+        M::Reservednop if undefined_nop(cpu, i) => Err(cpu.ud()),
+        M::Pause => pause(cpu, i),
+        M::Nop | M::Reservednop | M::Endbr64 | M::Endbr32 | M::Mfence | M::Lfence | M::Sfence => Ok(()),
+        M::Serialize if cpu.has(ringer_arch::cpu::Feature::SERIALIZE) => Ok(()),
+        M::Serialize => Err(cpu.ud()),
         M::Ud0 | M::Ud1 | M::Ud2 => Err(cpu.ud()),
         M::Movsb
         | M::Movsw
@@ -86,6 +82,33 @@ fn integer(cpu: &mut Cpu, i: &Instruction) -> Option<R<()>> {
         M::Cmpsd if i.op_count() == 2 && i.op0_kind().is_string() => super::string::execute(cpu, i),
         _ => return conditional(cpu, i),
     })
+}
+
+/// PAUSE with REX.B is XCHG R8, RAX to AMD's processors, as opcode 90 is without the F3 prefix.
+fn pause(cpu: &mut Cpu, i: &Instruction) -> R<()> {
+    if i.len() < 3 || !cpu.is64() || cpu.model.vendor() != ringer_arch::cpu::Vendor::Amd {
+        return Ok(());
+    }
+    let all = cpu.code_bytes();
+    // A REX prefix counts right before the opcode only.
+    let rex = all[i.len() - 2];
+    if rex & 0xf0 != 0x40 {
+        return Ok(());
+    }
+    let keep = |b: &&u8| **b != 0xf3 && **b & 0xf0 != 0x40;
+    let bytes: Vec<u8> = all[..i.len() - 2].iter().filter(keep).copied().chain([rex, 0x90]).collect();
+    let other = iced_x86::Decoder::new(64, &bytes, iced_x86::DecoderOptions::AMD).decode();
+    if other.mnemonic() == M::Xchg { exchange(cpu, &other) } else { Ok(()) }
+}
+
+/// 0F 0D with a register: PREFETCH and PREFETCHW have none, and AMD's processors say so (APM vol. 3 PREFETCHlevel).
+fn undefined_nop(cpu: &Cpu, i: &Instruction) -> bool {
+    use iced_x86::Code as C;
+    let prefetch = matches!(
+        i.code(),
+        C::Reservednop_rm16_r16_0F0D | C::Reservednop_rm32_r32_0F0D | C::Reservednop_rm64_r64_0F0D
+    );
+    prefetch && i.op0_kind() == OpKind::Register && cpu.model.vendor() == ringer_arch::cpu::Vendor::Amd
 }
 
 /// String operands, as iced names them.
@@ -125,7 +148,9 @@ fn mov(cpu: &mut Cpu, i: &Instruction) -> Option<R<()>> {
     if !is_gpr_or_memory(i, 0) || !is_gpr_or_memory(i, 1) {
         return None;
     }
-    let v = match cpu.read_op(i, 1) {
+    let read =
+        if i.code() == iced_x86::Code::Movsxd_r16_rm16 { movsxd_source(cpu, i) } else { cpu.read_op(i, 1) };
+    let v = match read {
         Ok(v) => v,
         Err(f) => return Some(Err(f)),
     };
@@ -134,6 +159,15 @@ fn mov(cpu: &mut Cpu, i: &Instruction) -> Option<R<()>> {
         _ => v,
     };
     Some(cpu.write_op(i, 0, v))
+}
+
+/// The source of MOVSXD with a 16-bit destination. In memory AMD's processors access 32 bits of it all the same.
+fn movsxd_source(cpu: &mut Cpu, i: &Instruction) -> R<u64> {
+    if i.op1_kind() == OpKind::Register || cpu.model.vendor() != ringer_arch::cpu::Vendor::Amd {
+        return cpu.read_op(i, 1);
+    }
+    let lin = cpu.mem_lin(i, 4, Acc::Read)?;
+    cpu.load_n(lin, 4)
 }
 
 /// `(result, flags)` of a two-operand instruction of `size` bytes.
@@ -357,7 +391,7 @@ fn bit_test(cpu: &mut Cpu, i: &Instruction) -> R<()> {
             off = off.wrapping_add((words * i64::from(size)) as u64) & mask(address_size(i));
         }
         let acc = if m == M::Bt { Acc::Read } else { Acc::Write };
-        let seg = crate::operand::sreg_index(i.memory_segment());
+        let seg = cpu.memory_seg(i);
         let lin = cpu.seg_lin(seg, off, u64::from(size), acc)?;
         if m == M::Bt { cpu.load_n(lin, size)? } else { cpu.rmw(lin, size, i.has_lock_prefix(), change)? }
     };
@@ -437,9 +471,10 @@ fn exchange(cpu: &mut Cpu, i: &Instruction) -> R<()> {
             };
             cpu.fl = alu(M::Cmp, size, acc, old, cpu.fl).1;
             if old != acc {
-                cpu.set_gpr_bits(0, size * 8, old);
                 if size == 1 {
                     cpu.set_reg(Register::AL, old);
+                } else {
+                    cpu.set_gpr_bits(0, size * 8, old);
                 }
             }
             Ok(())
@@ -461,10 +496,7 @@ fn compare_exchange_wide(cpu: &mut Cpu, i: &Instruction) -> R<()> {
             cpu.regs[2] = seen >> 32;
         }
     } else {
-        let lin = cpu.mem_lin(i, 16, Acc::Write)?;
-        if lin % 16 != 0 {
-            return Err(cpu.gp(0));
-        }
+        let lin = cpu.aligned_mem_lin(i, 16, Acc::Write)?;
         let old = u128::from(cpu.regs[2]) << 64 | u128::from(cpu.regs[0]);
         let new = u128::from(cpu.regs[1]) << 64 | u128::from(cpu.regs[3]);
         let seen = cpu.compare_exchange_16(lin, old, new)?;
@@ -587,6 +619,7 @@ fn enter(cpu: &mut Cpu, i: &Instruction) -> R<()> {
         }
         let sp = cpu.regs[4].wrapping_sub(alloc) & Cpu::width_mask(bits);
         let lin = cpu.seg_lin(2, sp, u64::from(size), Acc::Write)?;
+        cpu.require_alignment(lin, u64::from(size))?;
         cpu.probe_write(lin, u64::from(size))?;
         Ok((sp, frame))
     })();
@@ -765,7 +798,7 @@ fn xlat(cpu: &mut Cpu, i: &Instruction) -> R<()> {
     // iced gives the operand as [rBX + AL]: the address size is that of the base.
     let base = i.memory_base();
     let off = cpu.reg(base).wrapping_add(cpu.regs[0] & 0xff) & mask(base.size() as u32);
-    let lin = cpu.seg_lin(crate::operand::sreg_index(i.memory_segment()), off, 1, Acc::Read)?;
+    let lin = cpu.seg_lin(cpu.memory_seg(i), off, 1, Acc::Read)?;
     let v = cpu.load::<u8>(lin)?;
     cpu.set_reg(Register::AL, u64::from(v));
     Ok(())

@@ -110,7 +110,7 @@ pub(crate) fn memory(op: &mut Op, i: &Instruction, next: u64) -> bool {
         Register::GS => slot::SEG_BASE + 5,
         _ => slot::ZERO,
     };
-    op.stack = i.memory_segment() == Register::SS;
+    op.stack = op.seg_slot == slot::ZERO && crate::operand::is_stack_base(base);
     // A displacement of 32 bits without registers in 64-bit code may come with an address-size prefix: leave that alone.
     base != Register::None || index != Register::None || i.memory_displ_size() == 8
 }
@@ -450,6 +450,7 @@ pub fn select(op: &mut Op, i: &Instruction, next: u64) -> Option<Handler> {
         M::Cdqe => Some(cdqe),
         M::Cqo => Some(cqo),
         M::Cdq => Some(cdq),
+        M::Pause if i.len() != 2 => None,
         M::Nop | M::Endbr64 | M::Pause | M::Lfence | M::Mfence | M::Sfence => Some(nop),
         _ if i.is_jcc_short_or_near() => select_transfer(op, i, next),
         _ => select_conditional(op, i, next),

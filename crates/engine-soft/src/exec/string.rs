@@ -5,7 +5,7 @@
 use crate::cpu::{Cpu, R};
 use crate::hostops::{Alu, fl};
 use crate::mmu::Acc;
-use crate::operand::{mask, sreg_index};
+use crate::operand::mask;
 use iced_x86::{Instruction, Mnemonic as M, OpKind};
 use ringer_arch::regs::rflags;
 use ringer_arch::seg::sreg;
@@ -29,7 +29,7 @@ struct Op {
     src_seg: usize,
 }
 
-fn decode(i: &Instruction) -> Op {
+fn decode(cpu: &Cpu, i: &Instruction) -> Op {
     let (kind, size) = match i.mnemonic() {
         M::Movsb => (Kind::Movs, 1),
         M::Movsw => (Kind::Movs, 2),
@@ -61,7 +61,7 @@ fn decode(i: &Instruction) -> Op {
     } else {
         64
     };
-    Op { kind, size, addr_bits, src_seg: sreg_index(i.memory_segment()) }
+    Op { kind, size, addr_bits, src_seg: cpu.memory_seg(i) }
 }
 
 /// Executes a string instruction.
@@ -69,7 +69,7 @@ fn decode(i: &Instruction) -> Op {
 /// # Errors
 /// The fault of one of its accesses, with the registers as after the elements before it.
 pub fn execute(cpu: &mut Cpu, i: &Instruction) -> R<()> {
-    let op = decode(i);
+    let op = decode(cpu, i);
     let rep = i.has_rep_prefix() || i.has_repne_prefix();
     if !rep {
         return element(cpu, &op);

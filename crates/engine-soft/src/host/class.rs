@@ -5,7 +5,7 @@ use super::stub::uses_x87;
 use crate::cpu::{Cpu, Mode, R};
 use iced_x86::{Code, CpuidFeature, EncodingKind, Instruction, MemorySize, OpKind};
 use ringer_arch::Exception;
-use ringer_arch::cpu::Feature;
+use ringer_arch::cpu::{Feature, Vendor};
 use ringer_arch::exception::vector;
 use ringer_arch::regs::{cr0, cr4, xcr0};
 
@@ -209,6 +209,9 @@ fn legacy_gate(i: &Instruction) -> Gate {
         Code::Wait => return Gate::Wait,
         Code::Movnti_m32_r32 | Code::Movnti_m64_r64 => return Gate::None,
         Code::Fninit
+        | Code::Fneni
+        | Code::Fndisi
+        | Code::Fnsetpm
         | Code::Fnclex
         | Code::Fnstcw_m2byte
         | Code::Fnstsw_m2byte
@@ -244,15 +247,26 @@ fn legacy_gate(i: &Instruction) -> Gate {
         (0..i.op_count()).any(|o| i.op_kind(o) == OpKind::Register && test(i.op_register(o)))
     };
     if uses_x87(i) {
-        if reg(iced_x86::Register::is_xmm) { Gate::SseMmx } else { Gate::Mmx }
+        if reg(iced_x86::Register::is_xmm) || to_mmx(i.code()) { Gate::SseMmx } else { Gate::Mmx }
     } else {
         Gate::Sse
     }
 }
 
+/// SSE conversions to MMX registers, whose source may be memory.
+fn to_mmx(c: Code) -> bool {
+    matches!(
+        c,
+        Code::Cvtps2pi_mm_xmmm64
+            | Code::Cvttps2pi_mm_xmmm64
+            | Code::Cvtpd2pi_mm_xmmm128
+            | Code::Cvttpd2pi_mm_xmmm128
+    )
+}
+
 /// How the memory operand of an instruction must be aligned (Intel SDM vol. 2A tables 2-18 to 2-23, AMD APM vol. 1 §4.3.2).
 #[must_use]
-pub fn alignment(i: &Instruction) -> Align {
+pub fn alignment(cpu: &Cpu, i: &Instruction) -> Align {
     use Code as C;
     let size = i.memory_size().size();
     if size < 16 || (i.encoding() == EncodingKind::Legacy && i.memory_size() == MemorySize::Unknown) {
@@ -265,7 +279,10 @@ pub fn alignment(i: &Instruction) -> Align {
     if aligned_move {
         return Align::Strict;
     }
+    // SHA instructions are free on AMD's processors, and not on Intel's (SDM vol. 2B table 2-18, type 4).
+    let sha = i.cpuid_features().contains(&CpuidFeature::SHA) && cpu.model.vendor() == Vendor::Amd;
     let free = i.encoding() != EncodingKind::Legacy
+        || sha
         || ["movups", "movupd", "movdqu", "lddqu", "pcmpestri", "pcmpestrm", "pcmpistri", "pcmpistrm"]
             .contains(&name)
         || matches!(i.code(), C::Pcmpestri64_xmm_xmmm128_imm8 | C::Pcmpestrm64_xmm_xmmm128_imm8)

@@ -58,7 +58,7 @@ fn fields(cpu: &Cpu, wide: bool) -> [u32; 7] {
 /// Linear address of an environment of `len` bytes. Its first field and its last byte are what faults first.
 fn area<const W: usize>(cpu: &mut Cpu, i: &Instruction, len: usize, acc: Acc) -> R<u64> {
     let lin = cpu.mem_lin(i, 1, acc)?;
-    cpu.require_alignment(lin, 4)?;
+    cpu.require_alignment(lin, W as u64)?;
     touch(cpu, i, 0, W as u64, acc)?;
     touch(cpu, i, len as u64 - 1, 1, acc)?;
     Ok(lin)
@@ -123,7 +123,7 @@ fn load_fields<const W: usize>(cpu: &mut Cpu, b: &[u8]) {
         let address = |a: u32, c: u32| a & 0xffff | (c >> 12 & 0xffff) << 16;
         (low(ic), address(i, ic), address(d, dc), Selectors::default())
     } else {
-        let fop = if wide { low(ic >> 16) } else { x87::fop(cpu) };
+        let fop = if wide { low(ic >> 16) } else { 0 };
         (fop, i, d, Selectors { cs: low(ic), ds: low(dc) })
     };
     set_words(cpu, low(field(0)), low(field(1)), x87::abridged_tags(low(field(2))));

@@ -155,11 +155,7 @@ fn set_high(cpu: &mut Cpu, n: usize, v: &[u8]) {
 /// Linear address of an operand of `N` bytes.
 #[inline(always)]
 fn address<const N: usize, const ALIGNED: bool>(cpu: &mut Cpu, i: &Instruction, acc: Acc) -> R<u64> {
-    let lin = cpu.mem_lin(i, N as u64, acc)?;
-    if ALIGNED && lin & (N as u64 - 1) != 0 {
-        return Err(cpu.gp(0));
-    }
-    Ok(lin)
+    if ALIGNED { cpu.aligned_mem_lin(i, N as u64, acc) } else { cpu.mem_lin(i, N as u64, acc) }
 }
 
 fn load<const N: usize, const ALIGNED: bool, const VEX: bool>(cpu: &mut Cpu, i: &Instruction) -> R<()> {

@@ -5,7 +5,7 @@ use super::Special;
 use super::x87::{self, at};
 use crate::cpu::{Cpu, Fault, R};
 use crate::mmu::Acc;
-use crate::operand::{address_size, mask, sext, sreg_index};
+use crate::operand::{address_size, mask, sext};
 use iced_x86::{Code, Instruction, Register};
 use ringer_arch::seg::sreg;
 use ringer_arch::state::XSAVE_YMM_HI;
@@ -77,8 +77,10 @@ fn masked_load<const E: usize, const N: usize>(cpu: &mut Cpu, i: &Instruction) -
 
 /// Linear address of `len` bytes at `at` in the memory operand at offset `off`.
 fn part_lin(cpu: &mut Cpu, i: &Instruction, off: u64, at: usize, len: usize, acc: Acc) -> R<u64> {
-    let off = off.wrapping_add(at as u64) & mask(address_size(i));
-    cpu.seg_lin(sreg_index(i.memory_segment()), off, len as u64, acc)
+    // In 64-bit mode an operand with a 32-bit address may reach over 4 GiB.
+    let wrap = if cpu.is64() { u64::MAX } else { mask(address_size(i)) };
+    let off = off.wrapping_add(at as u64) & wrap;
+    cpu.seg_lin(cpu.memory_seg(i), off, len as u64, acc)
 }
 
 fn masked_store<const E: usize, const N: usize>(cpu: &mut Cpu, i: &Instruction) -> R<()> {
@@ -115,9 +117,9 @@ fn maskmovq(cpu: &mut Cpu, i: &Instruction) -> R<()> {
         b
     };
     let (v, m) = (mm(i.op1_register()), mm(i.op2_register()));
-    store_bytes(cpu, i, &v, &m)?;
+    // Even if the store faults.
     super::envs::enter_mmx(cpu);
-    Ok(())
+    store_bytes(cpu, i, &v, &m)
 }
 
 /// Stores the selected bytes at DS:rDI.
@@ -129,16 +131,17 @@ fn store_bytes(cpu: &mut Cpu, i: &Instruction, v: &[u8], m: &[u8]) -> R<()> {
     };
     let off = cpu.reg(rdi);
     let wrap = mask(rdi.size() as u32);
-    let seg = if i.memory_segment() == Register::None { sreg::DS } else { sreg_index(i.memory_segment()) };
+    let seg = if i.memory_segment() == Register::None { sreg::DS } else { cpu.memory_seg(i) };
     if cpu.alignment_checked() {
         let lin = cpu.seg_lin(seg, off & wrap, 1, Acc::Write)?;
         cpu.require_alignment(lin, 8)?;
     }
     let mut lins = [None; 16];
+    // All bytes must be writable, selected or not: the manuals leave that to the implementation.
     for (n, b) in m.iter().enumerate() {
+        let lin = cpu.seg_lin(seg, off.wrapping_add(n as u64) & wrap, 1, Acc::Write)?;
+        cpu.probe_write(lin, 1)?;
         if b & 0x80 != 0 {
-            let lin = cpu.seg_lin(seg, off.wrapping_add(n as u64) & wrap, 1, Acc::Write)?;
-            cpu.probe_write(lin, 1)?;
             lins[n] = Some(lin);
         }
     }
@@ -161,16 +164,10 @@ fn gather<const E: usize, const X: usize, const COUNT: usize>(cpu: &mut Cpu, i: 
     let indexes = vector(cpu, index);
     let m = vector(cpu, msk);
     let mut v = vector(cpu, dst);
-    // All-ones or zero by the sign of each element first; what is beyond the elements is zeroed.
-    let mut left = [0; 32];
+    let mut left = m;
     for n in 0..COUNT {
-        if selected::<E>(&m, n) {
-            left[n * E..(n + 1) * E].fill(0xff);
-        }
-    }
-    v[COUNT * E..].fill(0);
-    for n in 0..COUNT {
-        if !selected::<E>(&left, n) {
+        if !selected::<E>(&m, n) {
+            left[n * E..(n + 1) * E].fill(0);
             continue;
         }
         match gather_one(cpu, i, sext(element::<X>(&indexes, n), X as u32), E as u32) {
@@ -183,6 +180,7 @@ fn gather<const E: usize, const X: usize, const COUNT: usize>(cpu: &mut Cpu, i: 
         }
         left[n * E..(n + 1) * E].fill(0);
     }
+    v[COUNT * E..].fill(0);
     set_vector(cpu, dst, &v);
     set_vector(cpu, msk, &[0; 32]);
     Ok(())
@@ -191,7 +189,7 @@ fn gather<const E: usize, const X: usize, const COUNT: usize>(cpu: &mut Cpu, i: 
 fn gather_one(cpu: &mut Cpu, i: &Instruction, index: u64, size: u32) -> R<u64> {
     let off = cpu.ea(i).wrapping_add(index.wrapping_mul(u64::from(i.memory_index_scale())));
     let off = off & mask(address_size(i));
-    let lin = cpu.seg_lin(sreg_index(i.memory_segment()), off, u64::from(size), Acc::Read)?;
+    let lin = cpu.seg_lin(cpu.memory_seg(i), off, u64::from(size), Acc::Read)?;
     let mut b = [0; 8];
     cpu.read_bytes(lin, &mut b[..size as usize])?;
     Ok(u64::from_le_bytes(b))

@@ -21,7 +21,7 @@ mod tests;
 
 use crate::cpu::{Cpu, R};
 use crate::mmu::Acc;
-use crate::operand::{address_size, mask, sreg_index};
+use crate::operand::{address_size, mask};
 use class::{Align, Gate};
 use code::{CodeArea, StubAddr};
 use iced_x86::{Code, Instruction, InstructionInfoFactory, InstructionInfoOptions, OpAccess, OpKind};
@@ -110,6 +110,11 @@ impl Host {
             generation: 1,
             selectors: x87::Selectors::default(),
         })
+    }
+
+    /// The selectors of the last x87 instruction are those that a 64-bit XRSTOR loads: none.
+    pub fn forget_selectors(&mut self) {
+        self.selectors = x87::Selectors::default();
     }
 
     fn clear(&mut self) {
@@ -203,7 +208,7 @@ fn resolve(cpu: &mut Cpu, op: &HostOp, i: &Instruction) -> Entry {
         remember(cpu, op, key, Some(e), i)
     });
     if e.fx {
-        op.fop.set(x87::opcode(i));
+        op.fop.set(x87::opcode(&cpu.code_bytes()[..i.len()]));
     }
     e
 }
@@ -226,7 +231,7 @@ fn make(cpu: &mut Cpu, i: &Instruction) -> Entry {
     let mut e = Entry {
         action: Action::Software(undefined),
         gate,
-        align: class::alignment(i),
+        align: class::alignment(cpu, i),
         mem: memory_use(i),
         size: i.memory_size().size().min(64) as u8,
         flags: false,
@@ -307,7 +312,11 @@ fn run_stub(cpu: &mut Cpu, op: &HostOp, i: &Instruction, e: &Entry, addr: StubAd
     let before = if e.fx { Some(x87::save(cpu)) } else { None };
     let fault = call(cpu, addr, m.direct);
     if fault != 0 {
-        return Err(host_fault(cpu, fault));
+        if e.gate == Gate::SseMmx {
+            // The change to MMX registers comes before the conversion, after the memory operand.
+            envs::enter_mmx(cpu);
+        }
+        return Err(host_fault(cpu, fault, e.fx));
     }
     if e.flags {
         cpu.fl = cpu.host.area.ctx.fl as u16;
@@ -336,7 +345,9 @@ fn call(cpu: &mut Cpu, addr: StubAddr, mem: Option<*mut u8>) -> u32 {
 fn operand(cpu: &mut Cpu, i: &Instruction, e: &Entry) -> R<Operand> {
     let size = u64::from(e.size);
     let write = e.mem != Mem::Read;
-    let lin = cpu.mem_lin(i, size, if write { Acc::Write } else { Acc::Read })?;
+    let acc = if write { Acc::Write } else { Acc::Read };
+    let strict = e.align == Align::Strict || e.align == Align::UnlessMm && x87::mxcsr(cpu) & MXCSR_MM == 0;
+    let lin = if strict { cpu.aligned_mem_lin(i, size, acc)? } else { cpu.mem_lin(i, size, acc)? };
     let aligned = e.align == Align::Free || lin & (size - 1) == 0;
     if aligned && let Some(p) = cpu.fast_ptr(lin, size, write) {
         return Ok(Operand { lin, direct: Some(p.cast_mut()) });
@@ -368,7 +379,7 @@ fn operand_slowly(cpu: &mut Cpu, e: &Entry, lin: u64, aligned: bool) -> R<Operan
 /// Touches `len` bytes at offset `at` of a large memory operand: large operands fault in this order, part by part.
 fn touch(cpu: &mut Cpu, i: &Instruction, at: u64, len: u64, acc: Acc) -> R<()> {
     let off = cpu.ea(i).wrapping_add(at) & mask(address_size(i));
-    let lin = cpu.seg_lin(sreg_index(i.memory_segment()), off, len, acc)?;
+    let lin = cpu.seg_lin(cpu.memory_seg(i), off, len, acc)?;
     cpu.translate(lin, acc)?;
     let last = cpu.lin_add(lin, len - 1);
     if last >> 12 != lin >> 12 {
@@ -398,11 +409,11 @@ fn write_area(cpu: &mut Cpu, lin: u64, buf: &[u8]) -> R<()> {
 
 /// The guest's exception for a signal that ended a stub.
 #[cold]
-fn host_fault(cpu: &mut Cpu, signal: u32) -> crate::cpu::Fault {
+fn host_fault(cpu: &mut Cpu, signal: u32, x87: bool) -> crate::cpu::Fault {
     if signal == libc::SIGILL as u32 {
         return cpu.ud();
     }
-    if cpu.x87_pending() {
+    if x87 && cpu.x87_pending() {
         return cpu.raise(Exception::plain(vector::MF));
     }
     if cpu.cr4 & cr4::OSXMMEXCPT == 0 {

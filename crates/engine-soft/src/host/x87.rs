@@ -3,7 +3,7 @@
 
 use crate::cpu::{Cpu, Mode};
 use crate::operand::sreg_index;
-use iced_x86::{Code, CodeSize, CpuidFeature, Encoder, Instruction, OpKind};
+use iced_x86::{Code, CpuidFeature, Instruction, OpKind};
 use ringer_arch::cpu::{Feature, Vendor};
 use ringer_arch::seg::sreg;
 
@@ -69,6 +69,9 @@ pub fn pointers(i: &Instruction) -> Pointers {
     match i.code() {
         Code::Fninit => Pointers::Clear,
         Code::Fnclex
+        | Code::Fneni
+        | Code::Fndisi
+        | Code::Fnsetpm
         | Code::Fldcw_m2byte
         | Code::Fnstcw_m2byte
         | Code::Fnstsw_m2byte
@@ -79,19 +82,9 @@ pub fn pointers(i: &Instruction) -> Pointers {
     }
 }
 
-/// Bits 10..0 of the opcode: the low three of its first byte, and its second.
+/// Bits 10..0 of the opcode in an instruction's bytes: the low three of its first byte, and its second.
 #[must_use]
-pub fn opcode(i: &Instruction) -> u16 {
-    let bits = match i.code_size() {
-        CodeSize::Code16 => 16,
-        CodeSize::Code32 => 32,
-        _ => 64,
-    };
-    let Ok(mut e) = Encoder::try_new(bits) else { return 0 };
-    if e.encode(i, i.ip()).is_err() {
-        return 0;
-    }
-    let bytes = e.take_buffer();
+pub fn opcode(bytes: &[u8]) -> u16 {
     let Some(at) = bytes.iter().position(|b| b & 0xf8 == 0xd8) else { return 0 };
     u16::from(bytes[at] & 7) << 8 | u16::from(bytes.get(at + 1).copied().unwrap_or(0))
 }
@@ -247,7 +240,7 @@ mod tests {
 
     #[test]
     fn opcodes() {
-        let op = |b: &[u8]| opcode(&iced_x86::Decoder::new(64, b, 0).decode());
+        let op = opcode;
         assert_eq!(op(&[0xd9, 0xe8]), 0x1e8);
         assert_eq!(op(&[0x41, 0xdd, 0x40, 0x08]), 0x540);
         assert_eq!(op(&[0xdc, 0xc1]), 0x4c1);

@@ -50,7 +50,7 @@ enum Form {
 
 /// Linear address of a save area, from which bytes `first` are touched in this order.
 fn area(cpu: &mut Cpu, i: &Instruction, align: u64, first: &[u64], acc: Acc) -> R<u64> {
-    if cpu.is64() && cpu.ea(i) & (align - 1) & !3 != 0 && !cpu.alignment_checked() {
+    if cpu.is64() && cpu.unchecked_lin(i) & (align - 1) & !3 != 0 && !cpu.alignment_checked() {
         return Err(cpu.gp(0));
     }
     let lin = cpu.mem_lin(i, 1, acc)?;

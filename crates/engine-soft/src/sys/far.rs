@@ -40,10 +40,20 @@ fn target(cpu: &mut Cpu, i: &Instruction) -> R<Target> {
         Code::Call_m1632 | Code::Jmp_m1632 => 4,
         _ => 8,
     };
+    // AMD's processors take a 32-bit offset whatever REX.W says, but then push 64 bits.
+    let push = if size == 4 && cpu.is64() && has_rex_w(&cpu.code_bytes()[..i.len()]) { 8 } else { size };
     let lin = cpu.mem_lin(i, u64::from(size) + 2, Acc::Read)?;
     let offset = cpu.load_n(lin, size)?;
     let at = cpu.lin_add(lin, u64::from(size));
-    Ok(Target { selector: cpu.load(at)?, offset, size })
+    Ok(Target { selector: cpu.load(at)?, offset, size: push })
+}
+
+/// Whether the REX prefix, the last before the opcode, has W set.
+fn has_rex_w(bytes: &[u8]) -> bool {
+    let is_prefix =
+        |b: &u8| matches!(b, 0x26 | 0x2e | 0x36 | 0x3e | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3 | 0x40..=0x4f);
+    let before = bytes.iter().take_while(|b| is_prefix(b)).last();
+    before.is_some_and(|b| b & 0xf8 == 0x48)
 }
 
 /// Sets CS as real and virtual-8086 mode do.
@@ -149,6 +159,9 @@ fn call_same(cpu: &mut Cpu, d: &Descriptor, cs: Segment, ip: u64, size: u32) -> 
     // A call from compatibility mode into 64-bit code pushes on the new mode's stack.
     if is_long_code(cpu, &cs) {
         s.bits = 64;
+    } else if cpu.is64() {
+        // And one from 64-bit code into compatibility mode does, too.
+        s.bits = if cpu.seg[sreg::SS].attr.big() { 32 } else { 16 };
     }
     s.push(cpu, size, u64::from(cpu.seg[sreg::CS].selector))?;
     s.push(cpu, size, cpu.next_rip)?;

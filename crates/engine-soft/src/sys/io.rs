@@ -3,7 +3,7 @@
 use super::{debug, desc};
 use crate::cpu::{Cpu, R};
 use crate::mmu::Acc;
-use crate::operand::{mask, sreg_index};
+use crate::operand::mask;
 use iced_x86::{Instruction, Mnemonic as M, OpKind};
 use ringer_arch::regs::{cr0, rflags};
 use ringer_arch::seg::sreg;
@@ -147,7 +147,7 @@ pub(super) fn ins(cpu: &mut Cpu, i: &Instruction) -> R<()> {
 pub(super) fn outs(cpu: &mut Cpu, i: &Instruction) -> R<()> {
     let (size, bits) = (element(i), address_bits(i.op1_kind()));
     let port = cpu.regs[2] as u16;
-    let seg = sreg_index(i.memory_segment());
+    let seg = cpu.memory_seg(i);
     check_port(cpu, port, size)?;
     repeat(cpu, i, bits, |cpu| {
         let off = cpu.regs[6] & Cpu::width_mask(bits);

@@ -96,16 +96,20 @@ fn protected(cpu: &mut Cpu, size: u32) -> R<()> {
     if size == 4 && f & rflags::VM != 0 && cpu.cpl == 0 && !cpu.long_active() {
         return v86::enter(cpu, s, ip, selector, f);
     }
+    // 64-bit code pops SS:RSP whichever ring it returns to, and before anything is checked.
+    let stack =
+        |s: &mut Stack, cpu: &mut Cpu| -> R<(u64, u16)> { Ok((s.pop(cpu, size)?, s.pop(cpu, size)? as u16)) };
+    let early = if cpu.is64() { Some(stack(&mut s, cpu)?) } else { None };
     let cs = return_cs(cpu, selector)?;
     check_target(cpu, &cs, ip)?;
     let from_cpl = cpu.cpl;
-    // 64-bit code pops SS:RSP whichever ring it returns to.
-    let t = if rpl(selector) > cpu.cpl || cpu.is64() {
-        let sp = s.pop(cpu, size)?;
-        let ss = s.pop(cpu, size)? as u16;
-        Some(return_stack(cpu, &cs, ss, sp)?)
-    } else {
-        None
+    let outer = match early {
+        None if rpl(selector) > cpu.cpl => Some(stack(&mut s, cpu)?),
+        other => other,
+    };
+    let t = match outer {
+        Some((sp, ss)) => Some(return_stack(cpu, &cs, ss, sp)?),
+        None => None,
     };
     finish(cpu, &s, t, cs, ip);
     let mask = flag_mask(size, from_cpl, cpu.iopl());

@@ -98,7 +98,7 @@ pub(super) fn monitor(cpu: &mut Cpu, i: &Instruction) -> R<()> {
         return Err(cpu.gp(0));
     }
     let off = cpu.reg(i.op0_register());
-    let lin = cpu.seg_lin(sreg_index(i.memory_segment()), off, 1, Acc::Read)?;
+    let lin = cpu.seg_lin(cpu.memory_seg(i), off, 1, Acc::Read)?;
     cpu.load::<u8>(lin).map(|_| ())
 }
 

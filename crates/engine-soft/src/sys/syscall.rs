@@ -113,8 +113,8 @@ pub(super) fn sysenter(cpu: &mut Cpu) -> R<()> {
 }
 
 pub(super) fn sysexit(cpu: &mut Cpu, wide: bool) -> R<()> {
-    require_sep(cpu)?;
     cpu.require_cpl0()?;
+    require_sep(cpu)?;
     let (rip, rsp) = (cpu.regs[RDX], cpu.regs[RCX]);
     if wide && !(cpu.canonical(rip) && cpu.canonical(rsp)) {
         return Err(cpu.gp(0));
