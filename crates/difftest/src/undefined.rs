@@ -1,0 +1,176 @@
+//! What the architecture leaves open, or what is the host kernel's doing, and is therefore not compared: each entry with its
+//! source.
+
+use crate::aim;
+use crate::encode::Bytes;
+use crate::record::{Input, Output};
+use iced_x86::{Instruction, Mnemonic as M, OpKind};
+
+const CF: u64 = 1;
+const PF: u64 = 4;
+const AF: u64 = 16;
+const ZF: u64 = 64;
+const SF: u64 = 128;
+const OF: u64 = 2048;
+
+/// Flags that are undefined after some instructions, with the source. Where the interpreter runs the instruction itself on the
+/// host, they are compared all the same.
+pub const FLAGS: &[(&[M], u64, &str)] =
+    &[(&[M::Div, M::Idiv], CF | PF | AF | ZF | SF | OF, "SDM vol. 2A DIV, IDIV; APM vol. 3 DIV, IDIV")];
+
+/// Instructions that access memory in several parts, in an order that no manual gives: if several parts fault, or a part
+/// and a check of what another part holds, which fault comes first is the processor's choice.
+pub const SEVERAL_PARTS: &[M] = &[
+    M::Retf,
+    M::Iret,
+    M::Iretd,
+    M::Iretq,
+    M::Enter,
+    M::Fldenv,
+    M::Fnstenv,
+    M::Frstor,
+    M::Fnsave,
+    M::Fxsave,
+    M::Fxsave64,
+    M::Fxrstor,
+    M::Fxrstor64,
+    M::Xsave,
+    M::Xsave64,
+    M::Xsavec,
+    M::Xsavec64,
+    M::Xrstor,
+    M::Xrstor64,
+    M::Call,
+];
+
+/// Instructions that use the low half of a 128-bit memory operand.
+const LOW_HALF: &[M] = &[
+    M::Punpcklbw,
+    M::Punpcklwd,
+    M::Punpckldq,
+    M::Punpcklqdq,
+    M::Unpcklps,
+    M::Unpcklpd,
+    M::Psrlw,
+    M::Psrld,
+    M::Psrlq,
+    M::Psraw,
+    M::Psrad,
+    M::Psllw,
+    M::Pslld,
+    M::Psllq,
+];
+
+/// Instructions that access their operand in parts of which some may be in canonical addresses and others not: which one is
+/// looked at first is the processor's choice.
+#[must_use]
+pub fn elementwise(insn: &Instruction) -> bool {
+    matches!(
+        insn.mnemonic(),
+        M::Lss
+            | M::Lfs
+            | M::Lgs
+            | M::Vmaskmovps
+            | M::Vmaskmovpd
+            | M::Vpmaskmovd
+            | M::Vpmaskmovq
+            | M::Maskmovq
+            | M::Maskmovdqu
+            | M::Vmaskmovdqu
+            | M::Jmp
+            | M::Call
+    )
+}
+
+/// Cases that are not generated, with the reason.
+#[must_use]
+pub fn avoid(insn: &Instruction, bytes: &Bytes, input: &Input) -> Option<&'static str> {
+    if insn.is_invalid() && vpermq_without_w(&bytes.b[..bytes.len]) {
+        return Some(
+            "VPERMQ and VPERMPD with VEX.W = 0: #UD by the manuals (SDM vol. 2C VPERMQ), but AMD's processors ignore W",
+        );
+    }
+    let m = insn.mnemonic();
+    let rep = insn.has_rep_prefix() || insn.has_repne_prefix();
+    if rep && matches!(m, M::Loope | M::Loopne) {
+        return Some(
+            "REP prefixes are reserved but for string instructions (SDM vol. 2A 2.1.1); AMD's processors let them decide about ZF",
+        );
+    }
+    if elementwise(insn) && aim::address(insn, input, 0).is_some_and(|a| (1u64 << 47).wrapping_sub(a) < 64) {
+        return Some(
+            "which part of an operand across the canonical boundary is looked at first is the processor's choice",
+        );
+    }
+    if aim::offset_quirk(insn, input) {
+        return Some(
+            "AMD's processors want the offset to be canonical, too, before the base of FS or GS is added; no manual says so",
+        );
+    }
+    let mm = u32::from_le_bytes([input.xsave[24], input.xsave[25], input.xsave[26], input.xsave[27]])
+        & 0x2_0000
+        != 0;
+    let memory = (0..insn.op_count()).any(|o| insn.op_kind(o) == OpKind::Memory);
+    if mm && memory && LOW_HALF.contains(&m) {
+        return Some(
+            "only the low half of the operand need be accessed (SDM vol. 2B PUNPCKL; APM vol. 4 PSRLD); with MXCSR.MM the rest may fault",
+        );
+    }
+    let mask_register = |r: iced_x86::Register| {
+        matches!(r.full_register(), iced_x86::Register::RAX | iced_x86::Register::RDX)
+    };
+    if is_xsave(m) && (mask_register(insn.memory_base()) || mask_register(insn.memory_index())) {
+        return Some("EDX:EAX must not ask for state components that the host has and the model has not");
+    }
+    None
+}
+
+/// VEX.256.66.0F3A.W0 00 and 01, behind any prefixes.
+fn vpermq_without_w(bytes: &[u8]) -> bool {
+    let prefix =
+        |b: &&u8| matches!(**b, 0x26 | 0x2e | 0x36 | 0x3e | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3 | 0x40..=0x4f);
+    let n = bytes.iter().take_while(prefix).count();
+    matches!(bytes[n..], [0xc4, map, wvlp, 0 | 1, ..] if map & 0x1f == 3 && wvlp & 0x80 == 0)
+}
+
+/// The XSAVE family.
+#[must_use]
+pub fn is_xsave(m: M) -> bool {
+    matches!(m, M::Xsave | M::Xsave64 | M::Xsavec | M::Xsavec64 | M::Xrstor | M::Xrstor64)
+}
+
+/// RFLAGS bits that are not compared after `insn`.
+#[must_use]
+pub fn flags(insn: &Instruction) -> u64 {
+    let m = insn.mnemonic();
+    FLAGS.iter().find(|(list, ..)| list.contains(&m)).map_or(0, |(_, bits, _)| *bits)
+}
+
+/// Whether that in which two faults differ is open: the order of parts; whether what is no instruction is first found to be none (#UD)
+/// or to be longer than 15 bytes (#GP), for which no length is defined. INT1's address, too: hypervisors that intercept it report its own, and not, as
+/// the manual says (SDM vol. 2A INT n), the next one's.
+#[must_use]
+pub fn fault_is_open(insn: &Instruction, e: &Output, n: &Output) -> bool {
+    let m = insn.mnemonic();
+    let memory = |v: u32| (11..=14).contains(&v) || v == 17;
+    SEVERAL_PARTS.contains(&m) && e.rip == n.rip && memory(e.vector) && memory(n.vector)
+        || insn.is_invalid()
+            && e.rip == n.rip
+            && matches!((e.vector, n.vector), (6, 13) | (13, 6))
+            && e.code == n.code
+        || m == M::Int1 && (e.vector, n.vector) == (1, 1)
+}
+
+/// Bits of general registers that are compared: after a far transfer to 32-bit code the upper halves are undefined (SDM vol. 1
+/// 3.4.1.1).
+#[must_use]
+pub fn gpr_mask(n: &Output, user_code: u16) -> u64 {
+    if n.sel[1] == user_code { u64::MAX } else { 0xffff_ffff }
+}
+
+/// A null selector with other bits may read as zero: a timer interrupt's IRET clears it (SDM vol. 2A IRET, return to outer
+/// privilege).
+#[must_use]
+pub fn selector(v: u16) -> u16 {
+    if v < 4 { 0 } else { v }
+}
