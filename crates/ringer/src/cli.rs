@@ -37,7 +37,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run a virtual machine
-    #[command(after_help = format!("{KEYS}\n\n{STATUSES}"))]
+    #[command(args_override_self = true, after_help = format!("{KEYS}\n\n{STATUSES}"))]
     Run(Box<RunArgs>),
     /// List the engines, with what each does on this host or why it cannot run
     Engines,
@@ -66,9 +66,9 @@ pub struct RunArgs {
     /// Processors, 1 to 254
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub cpus: u32,
-    /// Memory, as in 512M or 2G
-    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = parse_size)]
-    pub memory: u64,
+    /// Memory, as in 512M or 2G [default: 512M; 1G for the installer]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub memory: Option<u64>,
     /// Processor model: host, x86-64-v2 or x86-64-v3, then ,+FEATURE or ,-FEATURE
     #[arg(long, value_name = "MODEL", default_value = "host")]
     pub cpu: String,

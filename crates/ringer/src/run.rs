@@ -23,6 +23,8 @@ use std::time::Instant;
 const GUEST_CMDLINE: &str = "console=ttyS0,115200 loglevel=3";
 /// Added when a command runs: a guest that panics is dead, not stuck.
 const COMMAND_CMDLINE: &str = "panic=-1";
+/// With less, the installer goes into its low-memory mode.
+const INSTALLER_MEMORY: u64 = 1 << 30;
 /// For kernels of the user's, if nothing is said.
 const DEFAULT_CMDLINE: &str = "console=ttyS0";
 
@@ -46,7 +48,11 @@ pub fn run(args: &RunArgs, started: Instant) -> anyhow::Result<ExitCode> {
         };
     let mut spec = VmSpec::new(PathBuf::new());
     spec.cpus = args.cpus;
-    spec.memory = args.memory;
+    if let Some(memory) = args.memory {
+        spec.memory = memory;
+    } else if args.guest == "installer" {
+        spec.memory = INSTALLER_MEMORY;
+    }
     spec.cpu.clone_from(&args.cpu);
     spec.engine.clone_from(&args.engine);
     spec.protocol = protocol(&args.boot)?;
