@@ -26,6 +26,8 @@ guests! {
     "paging-4level", 1, ANY, DebugExit, "4-level paging: each level's bits, NX, SMEP, SMAP, large pages, TLB, PCID, INVPCID";
     "paging-5level", 1, FIVE_LEVELS, DebugExit, "5-level paging: 57-bit addresses, the same bits and errors";
     "exceptions", 1, ANY, DebugExit, "exceptions: error codes, saved state, priority, IST, double fault, ring 3";
+    "exceptions-32", 1, ANY, DebugExit, "BOUND, INTO, refused IRET and RETF, bad stacks in the TSS, double fault into a task";
+    "iret-64", 1, ANY, DebugExit, "IRET, far RET and CALL in 64-bit mode, call gates of 16 bytes";
     "interrupts", 1, ANY, DebugExit, "PIC, PIT, LAPIC and its timer, IOAPIC, priorities, shadows, HLT, NMI, x2APIC";
     "segmentation", 1, ANY, DebugExit, "limits, expand-down, rights, conforming code, call gates, LAR and its kin, the LDT";
     "modes", 1, ANY, DebugExit, "real, 16-bit protected, unreal and virtual-8086 mode, from 32-bit protected mode and back";

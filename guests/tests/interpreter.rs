@@ -83,6 +83,8 @@ tests! {
     paging_4level "paging-4level",
     paging_5level "paging-5level",
     exceptions "exceptions",
+    exceptions_32 "exceptions-32",
+    iret_64 "iret-64",
     interrupts "interrupts",
     segmentation "segmentation",
     modes "modes",
