@@ -97,6 +97,9 @@ impl Apt {
             .resolve(packages)
             .map_err(|why| self.error(&format!("find {}", packages.join(", ")), why))?;
         let missing = self.missing(&items);
+        if missing.is_empty() {
+            return Ok(self.paths(&items));
+        }
         let total: u64 = missing.iter().map(|i| i.size).sum();
         let archives = self.archives();
         if let Ok(s) = rustix::fs::statvfs(&archives)
@@ -107,11 +110,8 @@ impl Apt {
                 needed: format!("{} MB", total.div_ceil(1_000_000)),
             });
         }
-        progress.say(&format!(
-            "fetching {} packages from Debian, {:.1} MB",
-            missing.len(),
-            total as f64 / 1e6
-        ));
+        let (count, s) = (missing.len(), if missing.len() == 1 { "" } else { "s" });
+        progress.say(&format!("fetching {count} package{s} from Debian, {:.1} MB", total as f64 / 1e6));
         let mut args = vec!["install", "--download-only", "-y", "-q"];
         args.extend(packages);
         self.retry(&format!("fetch {}", packages.join(", ")), progress, || {
