@@ -1,7 +1,7 @@
 //! Which instruction forms there are, which of them are run natively, and why the others are not.
 
 use iced_x86::{Code, CpuidFeature, EncodingKind, Mnemonic, OpCodeInfo};
-use ringer_arch::cpu::{CpuModel, Feature};
+use ringer_arch::cpu::{CpuModel, Feature, Vendor};
 
 /// What is done with a form.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -20,6 +20,13 @@ pub fn reach(code: Code, model: &CpuModel) -> Reach {
     let info = code.op_code();
     if let Some(why) = excluded(info) {
         return Reach::No(why);
+    }
+    let decoded = match model.vendor() {
+        Vendor::Amd => info.amd_decoder64(),
+        Vendor::Intel => info.intel_decoder64(),
+    };
+    if !decoded {
+        return Reach::No("not an instruction of this vendor's processors");
     }
     // A prefix makes these of others, which are there without the feature: WBINVD, PREFETCH.
     let anyway = matches!(info.mnemonic(), Mnemonic::Wbnoinvd | Mnemonic::Prefetchwt1);
@@ -50,7 +57,6 @@ fn excluded(info: &OpCodeInfo) -> Option<&'static str> {
         M::Sgdt | M::Sidt | M::Sldt | M::Smsw | M::Str => {
             "under UMIP the Linux kernel emulates it for user code (arch/x86/kernel/umip.c)"
         }
-        M::Lar | M::Lsl | M::Verr | M::Verw => "reads the host kernel's descriptor tables",
         M::Vmcall | M::Vmmcall => "a hypervisor under the host would answer it",
         M::Xsaveopt | M::Xsaveopt64 => {
             "may leave out what has not changed since the last XRSTOR, which is the processor's to judge (SDM vol. 1 §13.9)"

@@ -15,6 +15,8 @@ use iced_x86::{Code, FlowControl, Instruction, Mnemonic as M, OpKind, Register};
 pub struct Source<'a> {
     /// Forms to choose from.
     pub forms: &'a [Code],
+    /// Forms that the model lacks, to choose from now and then.
+    pub absent: &'a [Code],
     /// What is done with each form, by its number.
     pub reach: &'a [Reach],
     /// Decoder options.
@@ -34,6 +36,8 @@ pub struct Case {
     pub insn: Instruction,
     /// How the interpreter is to run it.
     pub path: Path,
+    /// A conditional branch behind it, to the byte at the offset that it is given with: condition and offset.
+    pub branch: Option<(u8, u8)>,
     /// Not in the model: only the interpreter runs it, and must raise #UD.
     pub absent: bool,
 }
@@ -45,7 +49,9 @@ pub fn case(r: &mut Rng, s: &Source, which: usize, index: usize, input: &mut Inp
     loop {
         let raw = r.chance(s.raw);
         let tail = r.pick(&[28u64, 29, 30, 31]);
-        let mut bytes = if raw { random_bytes(r, s, tail) } else { encode::form(r, s.forms, tail) };
+        let lacking = !raw && !s.absent.is_empty() && r.chance(1);
+        let list = if lacking { s.absent } else { s.forms };
+        let mut bytes = if raw { random_bytes(r, s, tail) } else { encode::form(r, list, tail) };
         while bytes.len < encode::MAX {
             bytes.push(r.bits() as u8);
         }
@@ -63,8 +69,17 @@ pub fn case(r: &mut Rng, s: &Source, which: usize, index: usize, input: &mut Inp
             continue;
         }
         let path = if r.chance(70) { Path::Block } else { Path::Generic };
-        return Case { bytes, insn, path, absent: reach == Reach::Absent };
+        let branch = branch_behind(r, &insn, bytes.len);
+        return Case { bytes, insn, path, branch, absent: reach == Reach::Absent };
     }
+}
+
+/// Sometimes a conditional branch follows: some pairs are executed as one. It leads to one of the last bytes of the slot.
+fn branch_behind(r: &mut Rng, insn: &Instruction, len: usize) -> Option<(u8, u8)> {
+    // Undefined flags decide nothing, and a trap flag that POPF sets would fire too early.
+    let known = undefined::flags(insn) == 0 && !matches!(insn.mnemonic(), M::Popf | M::Popfd | M::Popfq);
+    let simple = !insn.is_invalid() && insn.flow_control() == FlowControl::Next && len <= 13;
+    (simple && known && r.chance(20)).then(|| (r.below(16) as u8, 28 + r.below(4) as u8))
 }
 
 /// Random bytes, more likely than by chance to be an instruction; or a form with something wrong in it.
@@ -271,6 +286,12 @@ fn prepare_registers(r: &mut Rng, insn: &Instruction, which: usize, input: &mut 
         {
             gpr[aim::number(insn.op1_register())] = selector(r);
         }
+        M::Lar | M::Lsl | M::Verr | M::Verw => {
+            let n = insn.op_count() - 1;
+            if insn.op_kind(n) == OpKind::Register {
+                gpr[aim::number(insn.op_register(n))] = selector(r) | r.bits() & !0xffff;
+            }
+        }
         _ => {}
     }
 }
@@ -321,6 +342,7 @@ fn operand_data(r: &mut Rng, insn: &Instruction, which: usize, input: &Input, da
         M::Mov if insn.op0_kind() == OpKind::Register && insn.op0_register().is_segment_register() => {
             put(data, 0, selector(r), 2);
         }
+        M::Lar | M::Lsl | M::Verr | M::Verw => put(data, 0, selector(r), 2),
         M::Lss | M::Lfs | M::Lgs => {
             let n = insn.memory_size().size().clamp(4, 10);
             put(data, n - 2, selector(r), 2);

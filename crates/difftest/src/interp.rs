@@ -1,5 +1,6 @@
 //! The interpreter's side: one processor in 64-bit user mode, with the same windows at the same addresses.
 
+use crate::generate::Case;
 use crate::layout::{CODE, CODE_LEN, DATA, DATA_RIGHTS, PAGE, Rights, SLOT, comparable};
 use crate::record::{Input, Output};
 use anyhow::Context;
@@ -202,21 +203,17 @@ impl Interp {
 
     /// Runs the instruction at the start of `slot` (its place in the code window) from `input`, whose patches are in memory
     /// already. Fills in `output` but for its log.
-    pub fn run(
-        &mut self,
-        input: &Input,
-        slot: &[u8],
-        insn: &Instruction,
-        path: Path,
-        output: &mut Output,
-    ) -> Ran {
+    pub fn run(&mut self, input: &Input, slot: &[u8], case: &Case, output: &mut Output) -> Ran {
+        let insn = &case.insn;
         self.enter(input);
         self.window = usize::from(input.rip >= CODE[1]);
         self.slot = input.rip.wrapping_sub(CODE[self.window]) / SLOT;
-        let direct = path == Path::Generic && !insn.is_invalid();
-        let how = How { bits: 64, amd: self.amd, limit: 1 };
+        let direct = case.path == Path::Generic && !insn.is_invalid();
+        let pair = case.branch.is_some();
+        let how = How { bits: 64, amd: self.amd, limit: 1 + usize::from(pair && !direct) };
         let decoded = if direct { None } else { Some(decode(slot, how)) };
-        let len = decoded.as_ref().map_or(insn.len() as u64, |d| u64::from(d.len));
+        let first = insn.len() as u64;
+        let len = if pair { first + 2 } else { decoded.as_ref().map_or(first, |d| u64::from(d.len)) };
         // The interpreter may stop a repeated instruction between elements.
         for _ in 0..4096 {
             match &decoded {
@@ -234,11 +231,21 @@ impl Interp {
             }
             self.cpu.leave = false;
         }
-        let ran = self.outcome(input.rip, len, output);
+        if pair && self.cpu.exc.is_none() && self.cpu.rip == input.rip + first {
+            self.branch(&slot[first as usize..]);
+        }
+        let ran = self.outcome(input.rip, len, first, output);
         if self.cpu.cpl != 3 {
             self.reload();
         }
         ran
+    }
+
+    /// Executes the branch behind the instruction, if that did not go on to it by itself.
+    fn branch(&mut self, bytes: &[u8]) {
+        let how = How { bits: 64, amd: self.amd, limit: 1 };
+        self.cpu.leave = false;
+        decode(bytes, how).ops.run(&mut self.cpu);
     }
 
     fn generic(&mut self, insn: &Instruction) {
@@ -253,8 +260,8 @@ impl Interp {
         debug_assert!(loaded.is_ok());
     }
 
-    /// What the child should find, after an instruction of `len` bytes at `start`.
-    fn outcome(&mut self, start: u64, len: u64, o: &mut Output) -> Ran {
+    /// What the child should find, after `len` bytes of code at `start`, of which the instruction is the `first`.
+    fn outcome(&mut self, start: u64, len: u64, first: u64, o: &mut Output) -> Ran {
         let c = &mut self.cpu;
         o.gpr.copy_from_slice(&c.regs[..16]);
         o.rflags = c.rflags();
@@ -269,7 +276,7 @@ impl Interp {
             return self.elsewhere(o);
         }
         if c.soft_int.is_some() {
-            return self.software_interrupt(start, len, o);
+            return self.software_interrupt(start, first, o);
         }
         self.fault(o)
     }

@@ -22,7 +22,7 @@ pub mod worker;
 
 use forms::Reach;
 use generate::Case;
-use iced_x86::Code;
+use iced_x86::{Code, EncodingKind};
 use record::Output;
 use ringer_arch::cpu::CpuModel;
 use std::collections::BTreeMap;
@@ -59,6 +59,7 @@ pub struct Plan {
     seed: u64,
     model: Arc<CpuModel>,
     forms: Vec<Code>,
+    absent: Vec<Code>,
     reach: Vec<Reach>,
     options: u32,
     raw: u64,
@@ -87,6 +88,9 @@ impl Mismatch {
     fn new(batch: u64, i: usize, case: &Case, what: Vec<String>, input: String) -> Mismatch {
         let mut text = String::new();
         iced_x86::FastFormatter::new().format(&case.insn, &mut text);
+        if let Some((condition, at)) = case.branch {
+            text += &format!(" and a branch on condition {condition:x} to {at}");
+        }
         Mismatch {
             at: (batch, i),
             bytes: case.bytes.b[..case.bytes.len].to_vec(),
@@ -197,10 +201,14 @@ fn plan(config: &Config) -> anyhow::Result<(Plan, Vec<(Code, Reach)>)> {
     let wanted =
         |c: &Code| config.only.as_ref().is_none_or(|m| format!("{:?}", c.mnemonic()).eq_ignore_ascii_case(m));
     let both: Vec<Code> = forms.iter().filter(|f| f.1 == Reach::Both).map(|f| f.0).filter(wanted).collect();
+    let encodable = |c: &Code| {
+        matches!(c.op_code().encoding(), EncodingKind::Legacy | EncodingKind::VEX) && config.only.is_none()
+    };
+    let absent = forms.iter().filter(|f| f.1 == Reach::Absent).map(|f| f.0).filter(encodable).collect();
     anyhow::ensure!(!both.is_empty(), "no instruction form of the model is called {:?}", config.only);
     let options = interp::decoder_options(&model);
     let raw = if config.only.is_some() { 0 } else { config.raw };
-    Ok((Plan { seed: config.seed, model, forms: both, reach, options, raw }, forms))
+    Ok((Plan { seed: config.seed, model, forms: both, absent, reach, options, raw }, forms))
 }
 
 /// Runs cases. `progress` is called every few seconds with the cases compared so far and the mismatches.

@@ -87,6 +87,7 @@ impl<'a> Worker<'a> {
         self.interp.select_code(which)?;
         let source = Source {
             forms: &self.forms,
+            absent: &self.plan.absent,
             reach: &self.plan.reach,
             options: self.plan.options,
             pool: &self.pool,
@@ -129,7 +130,7 @@ impl<'a> Worker<'a> {
         log(&self.interp, input, &mut o.log);
         let before = o.log;
         let code = &self.slots[i * SLOT as usize..][..SLOT as usize];
-        let ran = self.interp.run(input, code, &case.insn, case.path, o);
+        let ran = self.interp.run(input, code, case, o);
         if case.absent {
             tally.absent += 1;
             if (o.signal, o.vector) != (1, 6) {
@@ -227,6 +228,12 @@ impl<'a> Worker<'a> {
 fn slot(case: &Case, to: &mut [u8]) {
     let len = case.bytes.len;
     to[..len].copy_from_slice(&case.bytes.b[..len]);
+    let mut len = len;
+    if let Some((condition, at)) = case.branch {
+        to[len] = 0x70 | condition;
+        to[len + 1] = at - (len as u8 + 2);
+        len += 2;
+    }
     if !case.insn.is_invalid() {
         to[len..len + 3].copy_from_slice(&[0xff, 0x24, 0x25]);
         to[len + 3..len + 7].copy_from_slice(&EXIT_POINTER.to_le_bytes());
