@@ -1,4 +1,4 @@
-//! From guest bytes to a [`Block`]'s ops. Nothing but iced knows opcodes; nothing but this picks handlers.
+//! From guest bytes to a [`Block`](crate::block::Block)'s ops. Nothing but iced knows opcodes; nothing but this picks handlers.
 
 use crate::block::{self, Cursor, MAX_OPS, Op, Ops, abort, next, stop_after, stop_at};
 use crate::cpu::{Cpu, Mode, R, slot};

@@ -132,11 +132,8 @@ impl Images {
 
 /// Where Debian's ROM images are, if Bochs is installed.
 fn bochs_roms() -> Option<PathBuf> {
-    let found = match Command::new("bochs").arg("--help").stdout(Stdio::null()).stderr(Stdio::null()).status()
-    {
-        Err(e) if e.kind() == ErrorKind::NotFound => false,
-        _ => true,
-    };
+    let tried = Command::new("bochs").arg("--help").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    let found = !matches!(tried, Err(e) if e.kind() == ErrorKind::NotFound);
     let rom = PathBuf::from("/usr/share/bochs");
     (found && rom.join("BIOS-bochs-latest").exists()).then_some(rom)
 }

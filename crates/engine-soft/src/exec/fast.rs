@@ -326,7 +326,7 @@ pub(super) fn div_r<T: Alu>(cpu: &mut Cpu, at: Cursor<'_>) {
     next(cpu, at);
 }
 
-pub(super) fn bt_ri<T: Alu>(cpu: &mut Cpu, at: Cursor<'_>) {
+pub(super) fn bt_ri(cpu: &mut Cpu, at: Cursor<'_>) {
     let bit = cpu.regs[at.op().a as usize] >> (at.op().imm & 63) & 1;
     cpu.fl = cpu.fl & !fl::CF | if bit != 0 { fl::CF } else { 0 };
     next(cpu, at);

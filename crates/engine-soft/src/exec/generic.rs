@@ -78,8 +78,8 @@ fn integer(cpu: &mut Cpu, i: &Instruction) -> Option<R<()>> {
         | M::Cmpsw
         | M::Cmpsq => super::string::execute(cpu, i),
         // These two mnemonics name vector instructions too.
-        M::Movsd if i.op_count() == 2 && i.op0_kind().is_string() => super::string::execute(cpu, i),
-        M::Cmpsd if i.op_count() == 2 && i.op0_kind().is_string() => super::string::execute(cpu, i),
+        M::Movsd if i.op_count() == 2 && is_string(i.op0_kind()) => super::string::execute(cpu, i),
+        M::Cmpsd if i.op_count() == 2 && is_string(i.op0_kind()) => super::string::execute(cpu, i),
         _ => return conditional(cpu, i),
     })
 }
@@ -112,21 +112,16 @@ fn undefined_nop(cpu: &Cpu, i: &Instruction) -> bool {
 }
 
 /// String operands, as iced names them.
-trait StringKind {
-    fn is_string(self) -> bool;
-}
-impl StringKind for OpKind {
-    fn is_string(self) -> bool {
-        matches!(
-            self,
-            OpKind::MemorySegSI
-                | OpKind::MemorySegESI
-                | OpKind::MemorySegRSI
-                | OpKind::MemoryESDI
-                | OpKind::MemoryESEDI
-                | OpKind::MemoryESRDI
-        )
-    }
+fn is_string(k: OpKind) -> bool {
+    matches!(
+        k,
+        OpKind::MemorySegSI
+            | OpKind::MemorySegESI
+            | OpKind::MemorySegRSI
+            | OpKind::MemoryESDI
+            | OpKind::MemoryESEDI
+            | OpKind::MemoryESRDI
+    )
 }
 
 /// Operand `n`'s size in bytes.

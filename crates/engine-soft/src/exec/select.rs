@@ -329,7 +329,7 @@ fn select_transfer(op: &mut Op, i: &Instruction, next: u64) -> Option<Handler> {
                 _ => {}
             }
             let cc = super::generic::condition_number(i.condition_code())?;
-            i.is_jcc_short_or_near().then(|| by_cc!(cc, jcc))
+            i.is_jcc_short_or_near().then_some(by_cc!(cc, jcc))
         }
         OpKind::Register if i.op0_register().is_gpr64() => {
             op.a = number(i.op0_register());
@@ -441,7 +441,7 @@ pub fn select(op: &mut Op, i: &Instruction, next: u64) -> Option<Handler> {
                 return Some(by_size!(r.size(), bt_rr));
             }
             op.imm = u64::from(i.immediate8()) & (r.size() as u64 * 8 - 1);
-            Some(by_size!(r.size(), bt_ri))
+            Some(bt_ri)
         }
         M::Xchg if i.op0_kind() == OpKind::Register && plain(i.op0_register()) && plain(i.op1_register()) => {
             (op.a, op.b) = (number(i.op0_register()), number(i.op1_register()));

@@ -115,7 +115,7 @@ pub fn selector_value(rng: &mut Rng) -> u16 {
     if rng.one_in(16) {
         return rng.u64() as u16;
     }
-    (rng.below(GDT_LEN / 8) * 8 | rng.below(4) | u64::from(rng.one_in(8)) << 2) as u16
+    ((rng.below(GDT_LEN / 8) * 8) | rng.below(4) | u64::from(rng.one_in(8)) << 2) as u16
 }
 
 fn descriptor(base: u64, limit: u64, rights: u64) -> u64 {
