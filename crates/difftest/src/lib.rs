@@ -117,6 +117,8 @@ pub struct Tally {
     pub skipped: u64,
     /// Mismatches by form: how many, and the first few.
     pub mismatches: BTreeMap<Code, (u64, Vec<Mismatch>)>,
+    /// Mismatches that have not been told of yet.
+    pub news: Vec<Mismatch>,
     /// Clean batches whose data windows differ nevertheless: batch, offset.
     pub stray: Vec<(u64, u64)>,
 }
@@ -130,6 +132,7 @@ impl Default for Tally {
             disturbed: 0,
             skipped: 0,
             mismatches: BTreeMap::new(),
+            news: Vec::new(),
             stray: Vec::new(),
         }
     }
@@ -158,6 +161,7 @@ impl Tally {
         let e = self.mismatches.entry(m.code).or_default();
         e.0 += 1;
         if e.0 <= KEEP {
+            self.news.push(m.clone());
             e.1.push(m);
         }
     }
@@ -179,6 +183,15 @@ impl Tally {
         }
         self.stray.extend(other.stray);
     }
+}
+
+/// What a run tells while it goes on.
+#[derive(Clone, Copy)]
+pub enum Progress<'a> {
+    /// Cases compared so far, and mismatches.
+    Cases(u64, u64),
+    /// A mismatch.
+    Found(&'a Mismatch),
 }
 
 /// A finished run.
@@ -211,11 +224,11 @@ fn plan(config: &Config) -> anyhow::Result<(Plan, Vec<(Code, Reach)>)> {
     Ok((Plan { seed: config.seed, model, forms: both, absent, reach, options, raw }, forms))
 }
 
-/// Runs cases. `progress` is called every few seconds with the cases compared so far and the mismatches.
+/// Runs cases. `progress` is called every few seconds, and for the first mismatches of each form.
 ///
 /// # Errors
 /// The host lacks what the child or the interpreter needs.
-pub fn run(config: &Config, progress: &(dyn Fn(u64, u64) + Sync)) -> anyhow::Result<Report> {
+pub fn run(config: &Config, progress: &(dyn Fn(Progress) + Sync)) -> anyhow::Result<Report> {
     let started = Instant::now();
     let (plan, forms) = plan(config)?;
     let next = AtomicU64::new(config.batch.unwrap_or(0));
@@ -227,6 +240,7 @@ pub fn run(config: &Config, progress: &(dyn Fn(u64, u64) + Sync)) -> anyhow::Res
         let mut tally = Tally::default();
         let mut shown = Instant::now();
         let mut more = true;
+        let mut counted = 0;
         while more && !stop.load(Ordering::SeqCst) {
             // A stretch of batches, then a look around.
             let mut left = if config.batch.is_some() { 1 } else { 64 };
@@ -242,13 +256,17 @@ pub fn run(config: &Config, progress: &(dyn Fn(u64, u64) + Sync)) -> anyhow::Res
             done.fetch_add(tally.compared() - before, Ordering::SeqCst);
             more = config.batch.is_none() && done.load(Ordering::SeqCst) < config.cases;
             let found: u64 = tally.mismatches.values().map(|m| m.0).sum();
-            bad.fetch_max(found, Ordering::SeqCst);
+            bad.fetch_add(found - counted, Ordering::SeqCst);
+            counted = found;
+            for m in tally.news.drain(..) {
+                progress(Progress::Found(&m));
+            }
             if config.stop_at_first && !tally.clean() {
                 stop.store(true, Ordering::SeqCst);
             }
             if first && shown.elapsed() > Duration::from_secs(5) {
                 shown = Instant::now();
-                progress(done.load(Ordering::SeqCst), bad.load(Ordering::SeqCst));
+                progress(Progress::Cases(done.load(Ordering::SeqCst), bad.load(Ordering::SeqCst)));
             }
         }
         total.lock().unwrap_or_else(PoisonError::into_inner).merge(tally);

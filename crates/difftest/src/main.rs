@@ -1,7 +1,7 @@
 //! The long run of the differential test.
 
 use clap::Parser;
-use ringer_difftest::{Config, run};
+use ringer_difftest::{Config, Progress, run};
 
 /// Runs generated instructions on this machine's processor and in the interpreter, and compares.
 #[derive(Parser)]
@@ -44,9 +44,12 @@ fn main() -> anyhow::Result<()> {
         stop_at_first: a.stop,
     };
     let started = std::time::Instant::now();
-    let report = run(&config, &|done, bad| {
-        let rate = done as f64 / started.elapsed().as_secs_f64();
-        eprintln!("{done} of {} cases, {rate:.0}/s, {bad} mismatches", config.cases);
+    let report = run(&config, &|p| match p {
+        Progress::Cases(done, bad) => {
+            let rate = done as f64 / started.elapsed().as_secs_f64();
+            eprintln!("{done} of {} cases, {rate:.0}/s, {bad} mismatches", config.cases);
+        }
+        Progress::Found(m) => eprintln!("{} ({:?}, batch {}): {}", m.text, m.path, m.at.0, m.what.join("; ")),
     })?;
     print!("{}", report.mismatches(&config));
     println!("seed {}: {}", config.seed, report.summary());

@@ -17,7 +17,7 @@ fn the_interpreter_equals_the_processor() {
         raw: 20,
         stop_at_first: false,
     };
-    let report = run(&config, &|_, _| {}).unwrap();
+    let report = run(&config, &|_| {}).unwrap();
     assert!(report.tally.clean(), "{}\n{}", report.mismatches(&config), report.summary());
     assert!(report.tally.compared() >= config.cases);
 }
