@@ -62,7 +62,7 @@ struct Timer {
     period: u64,
     /// Message address (upper half) and data (lower half).
     route: u64,
-    /// Counter value, not wrapped, at which it is due; `None`: it waits for nothing.
+    /// Ticks since `start_ns` at which it is due, which unlike the counter do not wrap; `None`: it waits for nothing.
     due: Option<u64>,
 }
 
@@ -177,7 +177,7 @@ impl Hpet {
             return;
         }
         if t.config & tn::FSB != 0 {
-            self.chip.msi(t.route >> 32, t.route as u32);
+            self.chip.msi(t.route >> 32, (t.route & 0xffff_ffff) as u32);
         } else if self.routed(s, n) {
             let gsi = self.gsi(s, n);
             if t.config & tn::LEVEL == 0 {
@@ -190,7 +190,8 @@ impl Hpet {
     /// Plans the next match of timer `n`, after the counter has reached `counter`.
     fn plan(s: &mut State, n: usize, counter: u64) {
         let armed = s.runs();
-        s.timers[n].due = armed.then(|| counter.saturating_add(s.ticks_to_match(n, counter)));
+        let elapsed = counter.wrapping_sub(s.base);
+        s.timers[n].due = armed.then(|| elapsed.saturating_add(s.ticks_to_match(n, counter)));
     }
 
     /// Arms the host's timer for the earliest match that somebody is to hear of.
@@ -198,7 +199,7 @@ impl Hpet {
         let wanted = |t: &&Timer| t.config & (tn::INTERRUPT | tn::LEVEL) != 0;
         let due = s.timers.iter().filter(wanted).filter_map(|t| t.due).min();
         let ns = match due {
-            Some(d) => (d - s.base.min(d)).saturating_mul(TICK_NS).saturating_add(s.start_ns),
+            Some(d) => d.saturating_mul(TICK_NS).saturating_add(s.start_ns),
             None => NEVER,
         };
         self.timer.arm(ns);
@@ -208,7 +209,7 @@ impl Hpet {
     fn settle(&self, s: &mut State, now_ns: u64) {
         let counter = s.counter(now_ns);
         for n in 0..TIMERS {
-            if s.timers[n].due.is_none_or(|d| d > counter) {
+            if s.timers[n].due.is_none_or(|d| d > counter.wrapping_sub(s.base)) {
                 continue;
             }
             let from = if s.periodic(n) { Self::advance(s, n, counter) } else { counter };
@@ -300,11 +301,10 @@ impl Hpet {
             self.legacy.store(new & config::LEGACY != 0, Ordering::SeqCst);
         }
         s.config = new;
+        // What was due is counted from a new start.
         let base = s.base;
-        if old & config::ENABLE != new & config::ENABLE {
-            for n in 0..TIMERS {
-                Self::plan(s, n, base);
-            }
+        for n in 0..TIMERS {
+            Self::plan(s, n, base);
         }
     }
 
