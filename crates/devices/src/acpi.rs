@@ -7,7 +7,7 @@ use crate::bus::{PioDevice, each_byte_read, each_byte_write};
 use crate::events::{MachineEvent, MachineEvents};
 use crate::line::IrqLine;
 use crate::sync::lock;
-use crate::timer::{TimerHandle, TimerTarget, Timers};
+use crate::timer::{TimerHandle, TimerTarget, Timers, mul_div};
 use std::sync::{Arc, Mutex, Weak};
 
 /// PM timer frequency in Hz.
@@ -46,7 +46,7 @@ pub struct AcpiPm {
 }
 
 fn pm_ticks(ns: u64) -> u64 {
-    (u128::from(ns) * u128::from(PM_TIMER_HZ) / 1_000_000_000) as u64
+    mul_div(ns, PM_TIMER_HZ, 1_000_000_000)
 }
 
 /// One byte of a register with bytes `v`.
@@ -136,7 +136,7 @@ impl TimerTarget for AcpiPm {
 /// PM1a event block (4 bytes), control block (2), two bytes of nothing, PM timer (4).
 impl PioDevice for AcpiPm {
     fn pio_read(&self, offset: u16, data: &mut [u8]) {
-        let ticks = pm_ticks(self.timer.now_ns()) as u32;
+        let ticks = (pm_ticks(self.timer.now_ns()) & 0xffff_ffff) as u32;
         let mut s = lock(&self.state);
         self.update(&mut s);
         let mut block = [0; 12];

@@ -175,7 +175,7 @@ impl Bus {
             let (now, later) = rest.split_at_mut(p.len);
             if let Some((d, offset)) = p.owner {
                 // Offsets within a range of ports fit 16 bits.
-                d.pio_read(offset as u16, now);
+                d.pio_read((offset & 0xffff) as u16, now);
             }
             addr += p.len as u64;
             rest = later;
@@ -189,7 +189,7 @@ impl Bus {
             let p = self.pio.piece(addr, rest.len());
             let (now, later) = rest.split_at(p.len);
             if let Some((d, offset)) = p.owner {
-                d.pio_write(offset as u16, now);
+                d.pio_write((offset & 0xffff) as u16, now);
             }
             addr += p.len as u64;
             rest = later;

@@ -117,11 +117,16 @@ impl IrqChip for IrqFabric {
         }
         let redirect = address & 8 != 0;
         let logical = address & 4 != 0;
-        let dest = Dest::from_byte((address >> 12) as u8, logical);
+        let dest = Dest::from_byte((address >> 12 & 0xff) as u8, logical);
         let Some(mut delivery) = Delivery::from_bits(data >> 8) else { return };
         if redirect && logical && delivery == Delivery::Fixed {
             delivery = Delivery::LowestPriority;
         }
-        self.apics.deliver(&Message { dest, delivery, vector: data as u8, level: data & 1 << 15 != 0 });
+        self.apics.deliver(&Message {
+            dest,
+            delivery,
+            vector: (data & 0xff) as u8,
+            level: data & 1 << 15 != 0,
+        });
     }
 }

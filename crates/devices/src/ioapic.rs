@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 pub const PINS: usize = 24;
 
 /// Version 0x20, and the number of the last redirection entry.
-const VERSION: u32 = 0x20 | (PINS as u32 - 1) << 16;
+const VERSION: u32 = 0x20 | 23 << 16;
 const IOREGSEL: u64 = 0x00;
 const IOWIN: u64 = 0x10;
 const EOIR: u64 = 0x40;
@@ -91,12 +91,12 @@ impl IoApic {
     }
 
     fn send(&self, e: u64) -> u32 {
-        let Some(delivery) = Delivery::from_bits((e >> 8) as u32) else { return 0 };
+        let Some(delivery) = Delivery::from_bits((e >> 8 & 7) as u32) else { return 0 };
         let dest = Dest::from_byte((e >> 56) as u8, e & entry::LOGICAL != 0);
         // NMI, INIT and ExtINT are edge-triggered whatever the entry says (82093AA datasheet §3.2.4).
         let fixed = matches!(delivery, Delivery::Fixed | Delivery::LowestPriority);
         let level = fixed && e & entry::LEVEL != 0;
-        self.apics.deliver(&Message { dest, delivery, vector: e as u8, level })
+        self.apics.deliver(&Message { dest, delivery, vector: (e & 0xff) as u8, level })
     }
 
     /// The end of a level-triggered interrupt, broadcast by a local APIC or written to the EOI register.
@@ -104,7 +104,7 @@ impl IoApic {
         let mut s = lock(&self.state);
         for pin in 0..PINS {
             let e = s.entries[pin];
-            if e as u8 == vector && e & entry::REMOTE_IRR != 0 {
+            if e & 0xff == u64::from(vector) && e & entry::REMOTE_IRR != 0 {
                 s.entries[pin] &= !entry::REMOTE_IRR;
                 self.raise_level(&mut s, pin);
             }
@@ -118,7 +118,7 @@ impl IoApic {
             1 => VERSION,
             n @ 0x10..0x40 => {
                 let e = s.entries[(n as usize - 0x10) / 2];
-                if n % 2 == 0 { e as u32 } else { (e >> 32) as u32 }
+                ((if n % 2 == 0 { e } else { e >> 32 }) & 0xffff_ffff) as u32
             }
             _ => 0,
         }

@@ -115,7 +115,7 @@ impl KvmPv {
         let boot = VmClock::wall_ns().saturating_sub(self.clock.now_ns());
         let mut body = [0; 8];
         // Seconds since 1970 in 32 bits, as the guest declares them.
-        body[..4].copy_from_slice(&((boot / 1_000_000_000) as u32).to_le_bytes());
+        body[..4].copy_from_slice(&(((boot / 1_000_000_000) & 0xffff_ffff) as u32).to_le_bytes());
         body[4..].copy_from_slice(&((boot % 1_000_000_000) as u32).to_le_bytes());
         self.publish(gpa, &body)
     }
@@ -158,7 +158,7 @@ pub(crate) fn hypercall(apics: &Apics, nr: u64, args: [u64; 4]) -> u64 {
 /// `KVM_HC_SEND_IPI`: to the local APICs whose bits are set in the 128-bit map `args[1]:args[0]`, which starts at id
 /// `args[2]`, what the ICR value `args[3]` says. Returns how many were reached.
 fn send_ipi(apics: &Apics, [low, high, first, icr]: [u64; 4]) -> u64 {
-    let Some(delivery) = Delivery::from_bits((icr >> 8) as u32) else { return EINVAL };
+    let Some(delivery) = Delivery::from_bits((icr >> 8 & 7) as u32) else { return EINVAL };
     if !matches!(delivery, Delivery::Fixed | Delivery::Nmi) {
         return EINVAL;
     }
@@ -168,7 +168,7 @@ fn send_ipi(apics: &Apics, [low, high, first, icr]: [u64; 4]) -> u64 {
         let bit = map.trailing_zeros();
         map &= map - 1;
         let Some(id) = first.checked_add(u64::from(bit)).and_then(|i| u32::try_from(i).ok()) else { break };
-        let m = Message { dest: Dest::Physical(id), delivery, vector: icr as u8, level: false };
+        let m = Message { dest: Dest::Physical(id), delivery, vector: (icr & 0xff) as u8, level: false };
         reached += u64::from(apics.deliver(&m));
     }
     reached

@@ -6,6 +6,8 @@
 //! holds it; the chips never call back into devices, and timers fire with no lock held. The order is
 //! device → PIC → I/O APIC → local APIC → timer list.
 #![forbid(unsafe_code)]
+// Where a part of a guest's value is meant, a mask says so.
+#![cfg_attr(not(test), warn(clippy::cast_possible_truncation))]
 
 mod acpi;
 mod apic;

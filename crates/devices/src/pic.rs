@@ -85,7 +85,7 @@ impl Chip {
 
     /// Priority of the strongest of `bits`: 0 is the highest, 8 is none.
     fn priority(&self, bits: u8) -> u8 {
-        bits.rotate_right(u32::from(self.top)).trailing_zeros() as u8
+        bits.rotate_right(u32::from(self.top)).trailing_zeros().min(8) as u8
     }
 
     fn input(&self, priority: u8) -> u8 {

@@ -8,7 +8,7 @@ mod tests;
 use crate::bus::{PioDevice, each_byte_read, each_byte_write};
 use crate::line::IrqLine;
 use crate::sync::lock;
-use crate::timer::{NEVER, TimerHandle, TimerTarget, Timers};
+use crate::timer::{NEVER, TimerHandle, TimerTarget, Timers, mul_div};
 use counter::Counter;
 use std::sync::{Arc, Mutex, Weak};
 
@@ -21,7 +21,7 @@ const REFRESH_NS: u64 = 15_085;
 
 /// PIT ticks since power-up.
 fn ticks(ns: u64) -> u64 {
-    (u128::from(ns) * u128::from(PIT_HZ) / 1_000_000_000) as u64
+    mul_div(ns, PIT_HZ, 1_000_000_000)
 }
 
 /// First nanosecond at which the tick count is at least `ticks`.

@@ -9,7 +9,7 @@ mod time;
 use crate::bus::{PioDevice, each_byte_read, each_byte_write};
 use crate::line::IrqLine;
 use crate::sync::lock;
-use crate::timer::{NEVER, TimerHandle, TimerTarget, Timers};
+use crate::timer::{NEVER, TimerHandle, TimerTarget, Timers, mul_div};
 use ringer_engine::VmClock;
 use std::sync::{Arc, Mutex, Weak};
 use time::{Civil, Format};
@@ -83,7 +83,7 @@ impl State {
     fn ticks(&self, now_ns: u64) -> u64 {
         match self.cycles() {
             0 => 0,
-            n => (u128::from(now_ns) * 32_768 / 1_000_000_000) as u64 / n,
+            n => mul_div(now_ns, 32_768, 1_000_000_000) / n,
         }
     }
 

@@ -10,6 +10,11 @@ use std::time::Duration;
 /// The deadline of a timer that is not armed.
 pub const NEVER: u64 = u64::MAX;
 
+/// `a * b / c`, as far as it fits; `c` is not 0.
+pub(crate) fn mul_div(a: u64, b: u64, c: u64) -> u64 {
+    u64::try_from(u128::from(a) * u128::from(b) / u128::from(c)).unwrap_or(u64::MAX)
+}
+
 /// What a timer calls.
 pub trait TimerTarget: Send + Sync {
     /// The armed deadline has passed; the timer is disarmed. `now_ns` is machine time. A call may be late, or come

@@ -27,9 +27,9 @@ impl Vectors {
     /// The highest vector, which has the highest priority.
     #[inline]
     pub(super) fn highest(&self) -> Option<u8> {
-        for (i, w) in (0u8..4).zip(self.0).rev() {
+        for (i, w) in (0..4).zip(self.0).rev() {
             if w != 0 {
-                return Some(i * 64 + (63 - w.leading_zeros() as u8));
+                return Some(((i * 64 + 63 - w.leading_zeros()) & 0xff) as u8);
             }
         }
         None
@@ -37,7 +37,7 @@ impl Vectors {
 
     /// 32-bit register `i` (0 to 7) of the eight that the set is read through.
     pub(super) fn word(&self, i: usize) -> u32 {
-        (self.0[(i / 2) & 3] >> (32 * (i % 2))) as u32
+        (self.0[(i / 2) & 3] >> (32 * (i % 2)) & 0xffff_ffff) as u32
     }
 }
 

@@ -279,7 +279,7 @@ impl Lapic {
         s.esr_new |= bits;
         let entry = s.lvt[lvt::ERROR];
         // The error vector itself may be illegal; that is recorded, but not reported by yet another interrupt.
-        match entry as u8 {
+        match (entry & 0xff) as u8 {
             _ if entry & LVT_MASKED != 0 => {}
             0..16 => s.esr_new |= esr::RECEIVE_ILLEGAL_VECTOR,
             v => {
@@ -296,7 +296,7 @@ impl Lapic {
         }
         let delivery = if entry == lvt::TIMER || entry == lvt::ERROR { 0 } else { e >> 8 };
         if let Some(d) = Delivery::from_bits(delivery) {
-            self.accept_locked(s, d, e as u8, false);
+            self.accept_locked(s, d, (e & 0xff) as u8, false);
         }
         if entry == lvt::PERF {
             s.lvt[entry] |= LVT_MASKED;

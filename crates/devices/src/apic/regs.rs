@@ -30,7 +30,7 @@ const DIVIDE: u32 = 0x3e;
 const SELF_IPI: u32 = 0x3f;
 
 /// Version 0x14 (integrated), six LVT entries, no suppression of EOI broadcasts.
-const VERSION_VALUE: u32 = 0x14 | (lvt::COUNT as u32 - 1) << 16;
+const VERSION_VALUE: u32 = 0x14 | (LVT_LAST - LVT_FIRST) << 16;
 
 /// Bits of each LVT entry that software sets.
 const LVT_WRITABLE: [u32; lvt::COUNT] = [0x7_00ff, 0x1_07ff, 0x1_07ff, 0x1_a7ff, 0x1_a7ff, 0x1_00ff];
@@ -56,7 +56,7 @@ impl Lapic {
             TMR..IRR => s.tmr.word((reg - TMR) as usize),
             IRR..ESR => s.irr.word((reg - IRR) as usize),
             ESR => s.esr,
-            ICR_LOW => s.icr as u32,
+            ICR_LOW => (s.icr & 0xffff_ffff) as u32,
             ICR_HIGH if !s.x2() => (s.icr >> 32) as u32,
             LVT_FIRST..=LVT_LAST => s.lvt[(reg - LVT_FIRST) as usize],
             INITIAL_COUNT => s.initial_count,
@@ -171,7 +171,7 @@ impl Lapic {
 
     /// The message that an ICR value means. `None`: nothing leaves this local APIC.
     fn send(&self, s: &mut State, icr: u64) -> Option<Effect> {
-        let (low, vector) = (icr as u32, icr as u8);
+        let (low, vector) = ((icr & 0xffff_ffff) as u32, (icr & 0xff) as u8);
         let delivery = Delivery::from_bits(low >> 8)?;
         let level = low & 1 << 15 != 0;
         // INIT level de-assert only synchronized arbitration ids, long ago.
@@ -222,7 +222,7 @@ impl Lapic {
         }
         self.sync_pv_eoi(&mut s);
         if reg == ICR_LOW {
-            if value as u32 & !(ICR_WRITABLE | 0x1000) != 0 {
+            if value & 0xffff_ffff & !u64::from(ICR_WRITABLE | 0x1000) != 0 {
                 return None;
             }
             s.icr = value & !0x1000;

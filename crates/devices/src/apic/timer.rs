@@ -47,7 +47,7 @@ impl State {
             Mode::Periodic => initial - elapsed % initial,
         };
         // At most the initial count, which is 32 bits wide.
-        left as u32
+        u32::try_from(left).unwrap_or(u32::MAX)
     }
 }
 

@@ -98,7 +98,7 @@ impl Counter {
             // On past zero it wraps around.
             _ => (n + modulus - e % modulus) % modulus,
         };
-        let value = (value % modulus) as u16;
+        let value = ((value % modulus) & 0xffff) as u16;
         if self.bcd { to_bcd(value) } else { value }
     }
 

@@ -40,8 +40,7 @@ impl Format {
     /// Whether the alarm registers match the time of day of `unix`. 0xC0 and above match all.
     pub(super) fn alarm_matches(self, cmos: &[u8; 128], unix: i64) -> bool {
         let t = unix.rem_euclid(86_400);
-        // All three are below 60.
-        let (h, m, s) = ((t / 3600) as u8, (t / 60 % 60) as u8, (t % 60) as u8);
+        let (h, m, s) = (small(t / 3600), small(t / 60 % 60), small(t % 60));
         let is = |reg: usize, coded: u8| cmos[reg] >= 0xc0 || cmos[reg] == coded;
         is(1, self.encode(s)) && is(3, self.encode(m)) && is(5, self.encode_hour(h))
     }
@@ -58,6 +57,11 @@ pub(super) struct Civil {
     pub second: u8,
     /// 1 is Sunday.
     pub weekday: u8,
+}
+
+/// A number that is known to fit.
+fn small(v: i64) -> u8 {
+    u8::try_from(v).unwrap_or(u8::MAX)
 }
 
 /// Days before each month of a year that starts in March.
@@ -82,14 +86,14 @@ impl Civil {
         let year = era * 400 + yoe + i64::from(month <= 2);
         // All in range after the clamp.
         Civil {
-            year: year as u16,
-            month: month as u8,
-            day: (doy - days_before(mp) + 1) as u8,
-            hour: (t / 3600) as u8,
-            minute: (t / 60 % 60) as u8,
-            second: (t % 60) as u8,
+            year: u16::try_from(year).unwrap_or(u16::MAX),
+            month: small(month),
+            day: small(doy - days_before(mp) + 1),
+            hour: small(t / 3600),
+            minute: small(t / 60 % 60),
+            second: small(t % 60),
             // 1970 began on a Thursday.
-            weekday: ((days + 4).rem_euclid(7) + 1) as u8,
+            weekday: small((days + 4).rem_euclid(7) + 1),
         }
     }
 
@@ -130,7 +134,7 @@ impl Civil {
             7 => f.encode(self.day),
             8 => f.encode(self.month),
             9 => f.encode((self.year % 100) as u8),
-            _ => f.encode((self.year / 100) as u8),
+            _ => f.encode(small(i64::from(self.year / 100))),
         }
     }
 }
