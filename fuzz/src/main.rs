@@ -4,11 +4,14 @@ use ringer_fuzz::mutate;
 use ringer_fuzz::targets::{ALL, Body};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 const USAGE: &str = "usage: ringer-fuzz [--seconds N] [--seed N] [TARGET | TARGET=FILE]...
-Runs each target (all, if none is named) for N seconds in turn, or on the input in FILE.
+       ringer-fuzz --corpus FOLDER TARGET...
+Runs each target (all, if none is named) for N seconds in turn, or on the input in FILE; or writes what the mutator
+starts from into FOLDER, for libFuzzer.
 The input under way is kept in fuzz-TARGET.input, for when a target does not come back.";
 
 fn find(name: &str) -> Option<(&'static str, Body)> {
@@ -17,6 +20,7 @@ fn find(name: &str) -> Option<(&'static str, Body)> {
 
 fn main() -> ExitCode {
     let (mut seconds, mut seed, mut chosen) = (10u64, 1u64, Vec::new());
+    let mut corpus = None;
     let mut args = std::env::args().skip(1);
     while let Some(a) = args.next() {
         let number = |v: Option<String>| v.and_then(|v| v.parse().ok());
@@ -24,6 +28,10 @@ fn main() -> ExitCode {
             "--seconds" | "--seed" => {
                 let Some(n) = number(args.next()) else { return usage(&format!("{a} takes a number")) };
                 *(if a == "--seed" { &mut seed } else { &mut seconds }) = n;
+            }
+            "--corpus" => {
+                let Some(folder) = args.next() else { return usage("--corpus takes a folder") };
+                corpus = Some(PathBuf::from(folder));
             }
             name => {
                 let (name, file) =
@@ -37,6 +45,12 @@ fn main() -> ExitCode {
         chosen = ALL.iter().map(|t| (*t, None)).collect();
     }
     for ((name, body), file) in chosen {
+        if let Some(folder) = &corpus {
+            if let Err(e) = write_seeds(folder, name) {
+                return usage(&format!("{}: {e}", folder.display()));
+            }
+            continue;
+        }
         match file {
             Some(file) => match std::fs::read(&file) {
                 Ok(input) => body(&input),
@@ -50,6 +64,14 @@ fn main() -> ExitCode {
         }
     }
     ExitCode::SUCCESS
+}
+
+fn write_seeds(folder: &Path, name: &str) -> std::io::Result<()> {
+    std::fs::create_dir_all(folder)?;
+    for (n, seed) in mutate::seeds(name).iter().enumerate() {
+        std::fs::write(folder.join(format!("{name}-{n}")), seed)?;
+    }
+    Ok(())
 }
 
 fn run(name: &str, body: Body, seed: u64, time: Duration) -> std::io::Result<()> {

@@ -8,11 +8,17 @@ use std::time::{Duration, Instant};
 /// The longest input that is made.
 const MAX_LEN: usize = 16 << 10;
 
+/// What the mutator starts from for the target of that name.
+#[must_use]
+pub fn seeds(name: &str) -> Vec<Vec<u8>> {
+    corpus::seeds(name)
+}
+
 /// Runs a target for a while on its seeds, then on mutations of them. `before` sees each input first, so that it is
 /// known if the target does not return. Returns how many inputs were run.
 pub fn run(name: &str, body: Body, seed: u64, time: Duration, mut before: impl FnMut(&[u8])) -> u64 {
     let start = Instant::now();
-    let seeds = corpus::seeds(name);
+    let seeds = seeds(name);
     let mut rng = Rng::new(seed);
     let mut count = 0;
     let mut one = |input: &[u8]| {
