@@ -65,6 +65,7 @@ fn selected<const E: usize>(v: &[u8; 32], n: usize) -> bool {
 
 fn masked_load<const E: usize, const N: usize>(cpu: &mut Cpu, i: &Instruction) -> R<()> {
     let m = vector(cpu, i.op1_register());
+    check_limit::<E, N>(cpu, i, &m, Acc::Read)?;
     let mut v = [0; 32];
     let off = cpu.ea(i);
     for n in (0..N / E).filter(|n| selected::<E>(&m, *n)) {
@@ -75,16 +76,30 @@ fn masked_load<const E: usize, const N: usize>(cpu: &mut Cpu, i: &Instruction) -
     Ok(())
 }
 
+/// Outside 64-bit mode the whole operand must be within the segment if any of it is selected.
+fn check_limit<const E: usize, const N: usize>(
+    cpu: &mut Cpu,
+    i: &Instruction,
+    m: &[u8; 32],
+    acc: Acc,
+) -> R<()> {
+    if !cpu.is64() && (0..N / E).any(|n| selected::<E>(m, n)) {
+        cpu.mem_lin(i, N as u64, acc)?;
+    }
+    Ok(())
+}
+
 /// Linear address of `len` bytes at `at` in the memory operand at offset `off`.
 fn part_lin(cpu: &mut Cpu, i: &Instruction, off: u64, at: usize, len: usize, acc: Acc) -> R<u64> {
-    // In 64-bit mode an operand with a 32-bit address may reach over 4 GiB.
-    let wrap = if cpu.is64() { u64::MAX } else { mask(address_size(i)) };
+    // An operand may reach further than its address size.
+    let wrap = if cpu.is64() { u64::MAX } else { 0xffff_ffff };
     let off = off.wrapping_add(at as u64) & wrap;
     cpu.seg_lin(cpu.memory_seg(i), off, len as u64, acc)
 }
 
 fn masked_store<const E: usize, const N: usize>(cpu: &mut Cpu, i: &Instruction) -> R<()> {
     let m = vector(cpu, i.op1_register());
+    check_limit::<E, N>(cpu, i, &m, Acc::Write)?;
     let v = vector(cpu, i.op2_register());
     let off = cpu.ea(i);
     // All or nothing: addresses and rights first.
@@ -129,17 +144,19 @@ fn store_bytes(cpu: &mut Cpu, i: &Instruction, v: &[u8], m: &[u8]) -> R<()> {
         iced_x86::OpKind::MemorySegEDI => Register::EDI,
         _ => Register::RDI,
     };
-    let off = cpu.reg(rdi);
-    let wrap = mask(rdi.size() as u32);
+    let off = cpu.reg(rdi) & mask(rdi.size() as u32);
+    let wrap = if cpu.is64() { u64::MAX } else { 0xffff_ffff };
     let seg = if i.memory_segment() == Register::None { sreg::DS } else { cpu.memory_seg(i) };
     if cpu.alignment_checked() {
-        let lin = cpu.seg_lin(seg, off & wrap, 1, Acc::Write)?;
+        let lin = cpu.seg_lin(seg, off, 8, Acc::Write)?;
         cpu.require_alignment(lin, 8)?;
     }
     let mut lins = [None; 16];
     // All bytes must be writable, selected or not: the manuals leave that to the implementation.
     for (n, b) in m.iter().enumerate() {
-        let lin = cpu.seg_lin(seg, off.wrapping_add(n as u64) & wrap, 1, Acc::Write)?;
+        let part = off.wrapping_add(n as u64) & wrap;
+        // In two halves, each within the segment or not accessed at all.
+        let lin = cpu.seg_lin(seg, part, if n % 8 == 0 { 8 } else { 1 }, Acc::Write)?;
         cpu.probe_write(lin, 1)?;
         if b & 0x80 != 0 {
             lins[n] = Some(lin);

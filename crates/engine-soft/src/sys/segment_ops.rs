@@ -304,11 +304,11 @@ pub(super) fn arpl(cpu: &mut Cpu, i: &Instruction) -> R<()> {
     require_protected(cpu)?;
     let src = cpu.reg(i.op1_register()) as u16;
     let register = i.op0_kind() == OpKind::Register;
-    let (lin, dst) = if register {
-        (0, cpu.reg(i.op0_register()) as u16)
+    let dst = if register {
+        cpu.reg(i.op0_register()) as u16
     } else {
-        let lin = cpu.mem_lin(i, 2, Acc::Write)?;
-        (lin, cpu.load::<u16>(lin)?)
+        let lin = cpu.mem_lin(i, 2, Acc::Read)?;
+        cpu.load::<u16>(lin)?
     };
     if rpl(dst) >= rpl(src) {
         cpu.fl &= !fl::ZF;
@@ -318,6 +318,8 @@ pub(super) fn arpl(cpu: &mut Cpu, i: &Instruction) -> R<()> {
     if register {
         set_low16(cpu, i.op0_register(), v);
     } else {
+        // Only now is it a write.
+        let lin = cpu.mem_lin(i, 2, Acc::Write)?;
         cpu.store(lin, v)?;
     }
     cpu.fl |= fl::ZF;
