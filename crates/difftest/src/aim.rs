@@ -64,12 +64,20 @@ pub fn number(reg: Register) -> usize {
 fn set(input: &mut Input, reg: Register, v: u64) {
     let n = number(reg);
     let old = input.gpr[n];
-    input.gpr[n] = if reg.size() == 4 { old & !0xffff_ffff | v & 0xffff_ffff } else { v };
+    input.gpr[n] = match reg.size() {
+        2 => old & !0xffff | v & 0xffff,
+        4 => old & !0xffff_ffff | v & 0xffff_ffff,
+        _ => v,
+    };
 }
 
 fn get(input: &Input, reg: Register) -> u64 {
     let v = input.gpr[number(reg)];
-    if reg.size() == 4 { v & 0xffff_ffff } else { v }
+    match reg.size() {
+        2 => v & 0xffff,
+        4 => v & 0xffff_ffff,
+        _ => v,
+    }
 }
 
 /// Base of the memory operand's segment in 64-bit mode.
@@ -123,7 +131,7 @@ pub fn at(r: &mut Rng, insn: &Instruction, bytes: &mut Bytes, input: &mut Input,
     let disp = insn.memory_displacement64();
     let relative = base == Register::RIP || base == Register::EIP;
     if relative || base == Register::None && index == Register::None {
-        let mut d = iced_x86::Decoder::with_ip(64, &bytes.b[..bytes.len], input.rip, options);
+        let mut d = iced_x86::Decoder::with_ip(input.bits, &bytes.b[..bytes.len], input.rip, options);
         let i = d.decode();
         let c = d.get_constant_offsets(&i);
         let v = if relative { want.wrapping_sub(i.next_ip()) } else { want };
@@ -153,15 +161,18 @@ pub fn at(r: &mut Rng, insn: &Instruction, bytes: &mut Bytes, input: &mut Input,
 /// Whether the memory operand's offset is not canonical while its linear address, with the base of FS or GS added, is.
 #[must_use]
 pub fn offset_quirk(insn: &Instruction, input: &Input) -> bool {
-    if !matches!(insn.memory_segment(), Register::FS | Register::GS) {
+    if input.bits != 64 || !matches!(insn.memory_segment(), Register::FS | Register::GS) {
         return false;
     }
     let base = segment_base(insn, input);
     let canonical = |a: u64| ((a << 16) as i64 >> 16) as u64 == a;
     if matches!(insn.mnemonic(), Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc) {
         // The bit offset comes on top.
-        return address(insn, input, 0)
-            .is_some_and(|a| !canonical(a.wrapping_add(1 << 40)) || !canonical(a.wrapping_sub(1 << 40)));
+        return address(insn, input, 0).is_some_and(|a| {
+            !canonical(a.wrapping_add(1 << 40))
+                || !canonical(a.wrapping_sub(1 << 40))
+                || !canonical(a.wrapping_sub(base))
+        });
     }
     let lanes = if insn.is_vsib() { 8 } else { 1 };
     let memory = (0..lanes).filter_map(|n| address(insn, input, n)).collect::<Vec<_>>();

@@ -28,11 +28,8 @@ pub fn same(case: &Case, input: &Input, e: &Output, n: &Output) -> bool {
         && same_log(input, e, n)
 }
 
-/// Selector of the 64-bit user code segment, under Linux.
-const USER_CODE: u16 = 0x33;
-
 fn same_gprs(e: &Output, n: &Output) -> bool {
-    let mask = undefined::gpr_mask(n, USER_CODE);
+    let mask = undefined::gpr_mask(e, n);
     e.gpr.iter().zip(&n.gpr).all(|(a, b)| (a ^ b) & mask == 0)
 }
 

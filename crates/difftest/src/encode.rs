@@ -124,12 +124,12 @@ fn shape(info: &OpCodeInfo) -> Shape {
 /// Encodes one of `forms` with random operands, mostly as it should be and sometimes with prefixes that it does not want.
 /// `tail` is an offset from the instruction's first byte at which branches may land.
 #[must_use]
-pub fn form(r: &mut Rng, forms: &[Code], tail: u64) -> Bytes {
+pub fn form(r: &mut Rng, forms: &[Code], tail: u64, bits: u32) -> Bytes {
     let code = r.pick(forms);
     let info = code.op_code();
     let s = shape(info);
     let mut out = Bytes::default();
-    noise(r, &mut out);
+    noise(r, &mut out, bits);
     let memory = match s.memory {
         Memory::No => false,
         Memory::May => r.chance(55),
@@ -143,24 +143,26 @@ pub fn form(r: &mut Rng, forms: &[Code], tail: u64) -> Bytes {
         .op_kinds()
         .iter()
         .any(|k| matches!(k, K::seg_rSI | K::es_rDI | K::seg_rDI | K::seg_rBX_al | K::mem_offs));
-    if info.address_size() == 32 || info.address_size() == 0 && (memory || implicit) && r.chance(10) {
+    if info.address_size() != 0 && info.address_size() != bits
+        || info.address_size() == 0 && (memory || implicit) && r.chance(10)
+    {
         out.push(0x67);
     }
     match info.encoding() {
-        EncodingKind::VEX => vex(r, info, &s, &mut out),
-        _ => legacy(r, info, &s, memory, &mut out),
+        EncodingKind::VEX => vex(r, info, &s, &mut out, bits),
+        _ => legacy(r, info, &s, memory, &mut out, bits),
     }
     if s.modrm {
         modrm(r, info, memory, s.vsib, &mut out);
     }
     for k in &s.imm {
-        immediate(r, *k, info, tail, &mut out);
+        immediate(r, *k, info, tail, &mut out, bits);
     }
     out
 }
 
 /// Prefixes that are ignored, or that are not allowed here.
-fn noise(r: &mut Rng, out: &mut Bytes) {
+fn noise(r: &mut Rng, out: &mut Bytes, bits: u32) {
     if !r.chance(5) {
         return;
     }
@@ -169,13 +171,14 @@ fn noise(r: &mut Rng, out: &mut Bytes) {
             0 => r.pick(&SEGMENTS),
             1 => r.pick(&[0x66, 0x67]),
             2 => r.pick(&[0xf2, 0xf3, 0xf0]),
-            _ => 0x40 | r.below(16) as u8,
+            _ if bits == 64 => 0x40 | r.below(16) as u8,
+            _ => 0x3e,
         };
         out.push(p);
     }
 }
 
-fn legacy(r: &mut Rng, info: &OpCodeInfo, s: &Shape, memory: bool, out: &mut Bytes) {
+fn legacy(r: &mut Rng, info: &OpCodeInfo, s: &Shape, memory: bool, out: &mut Bytes, bits: u32) {
     if info.can_use_lock_prefix() && memory && r.chance(20) {
         out.push(0xf0);
     }
@@ -199,7 +202,7 @@ fn legacy(r: &mut Rng, info: &OpCodeInfo, s: &Shape, memory: bool, out: &mut Byt
     if s.modrm || s.opcode_reg {
         rex |= (r.bits() & r.bits()) as u8 & 7;
     }
-    if rex != 0 || r.chance(20) {
+    if bits == 64 && (rex != 0 || r.chance(20)) {
         out.push(0x40 | rex);
     }
     match info.table() {
@@ -215,7 +218,7 @@ fn legacy(r: &mut Rng, info: &OpCodeInfo, s: &Shape, memory: bool, out: &mut Byt
     out.push(op as u8);
 }
 
-fn vex(r: &mut Rng, info: &OpCodeInfo, s: &Shape, out: &mut Bytes) {
+fn vex(r: &mut Rng, info: &OpCodeInfo, s: &Shape, out: &mut Bytes, bits: u32) {
     let map = match info.table() {
         OpCodeTableKind::T0F => 1,
         OpCodeTableKind::T0F38 => 2,
@@ -230,7 +233,9 @@ fn vex(r: &mut Rng, info: &OpCodeInfo, s: &Shape, out: &mut Bytes) {
     let w = if info.is_wig() { r.below(2) as u8 } else { info.w() as u8 };
     let l = if info.is_lig() { r.below(2) as u8 } else { u8::from(info.l() == 256 || info.l() == 1) };
     let vvvv = if s.vvvv || r.chance(2) { r.below(16) as u8 } else { 15 };
-    let rxb = if r.chance(30) { 7 } else { r.below(8) as u8 };
+    // In 32-bit code R and X must be set, or it is LES or LDS; so must the upper bit of vvvv in the short form.
+    let rxb = if bits == 32 || r.chance(30) { 7 } else { r.below(8) as u8 };
+    let vvvv = if bits == 32 { vvvv | 8 } else { vvvv };
     if rxb & 3 == 3 && w == 0 && map == 1 && r.chance(80) {
         out.push(0xc5);
         out.push((rxb & 4) << 5 | vvvv << 3 | l << 2 | pp);
@@ -268,7 +273,7 @@ fn modrm(r: &mut Rng, info: &OpCodeInfo, memory: bool, vsib: bool, out: &mut Byt
     }
 }
 
-fn immediate(r: &mut Rng, k: K, info: &OpCodeInfo, tail: u64, out: &mut Bytes) {
+fn immediate(r: &mut Rng, k: K, info: &OpCodeInfo, tail: u64, out: &mut Bytes, bits: u32) {
     // Offset of a branch target from behind the instruction, whose displacement is the last thing in it.
     let rel = |end: usize| tail.wrapping_sub(end as u64);
     match k {
@@ -293,7 +298,7 @@ fn immediate(r: &mut Rng, k: K, info: &OpCodeInfo, tail: u64, out: &mut Bytes) {
         K::imm32 | K::imm32sex64 => out.little(crate::values::int(r), 4),
         K::imm64 => out.little(crate::values::int(r), 8),
         K::mem_offs => {
-            let n = if out.b[..out.len].contains(&0x67) { 4 } else { 8 };
+            let n = if out.b[..out.len].contains(&0x67) { bits / 16 } else { bits / 8 } as usize;
             out.little(crate::layout::DATA + r.below(crate::layout::DATA_LEN), n);
         }
         K::br16_1 | K::br32_1 | K::br64_1 => {
@@ -311,6 +316,13 @@ fn immediate(r: &mut Rng, k: K, info: &OpCodeInfo, tail: u64, out: &mut Bytes) {
                 _ => rel(out.len + 4),
             };
             out.little(v, 4);
+        }
+        K::farbr2_2 | K::farbr4_2 => {
+            let target = crate::layout::CODE[r.below(2) as usize]
+                + crate::layout::LANDING
+                + r.below(crate::layout::LANDINGS);
+            out.little(target, if k == K::farbr2_2 { 2 } else { 4 });
+            out.little(r.pick(&[0x23, 0x23, 0x33, 0x2b, 0, 0x10]), 2);
         }
         _ => out.push(r.bits() as u8),
     }

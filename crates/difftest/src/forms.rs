@@ -16,13 +16,15 @@ pub enum Reach {
 
 /// What is done with the instruction form `code` under `model`.
 #[must_use]
-pub fn reach(code: Code, model: &CpuModel) -> Reach {
+pub fn reach(code: Code, model: &CpuModel, bits: u32) -> Reach {
     let info = code.op_code();
     if let Some(why) = excluded(info) {
         return Reach::No(why);
     }
     let decoded = match model.vendor() {
+        Vendor::Amd if bits == 32 => info.amd_decoder32(),
         Vendor::Amd => info.amd_decoder64(),
+        Vendor::Intel if bits == 32 => info.intel_decoder32(),
         Vendor::Intel => info.intel_decoder64(),
     };
     if !decoded {
@@ -36,12 +38,13 @@ pub fn reach(code: Code, model: &CpuModel) -> Reach {
     Reach::Both
 }
 
-/// All forms of 64-bit mode, with what is done with them.
+/// All forms of code of so many bits (64 or 32), with what is done with them.
 #[must_use]
-pub fn all(model: &CpuModel) -> Vec<(Code, Reach)> {
+pub fn all(model: &CpuModel, bits: u32) -> Vec<(Code, Reach)> {
+    let there = |c: &Code| if bits == 64 { c.op_code().mode64() } else { c.op_code().mode32() };
     Code::values()
-        .filter(|c| c.op_code().mode64() && c.op_code().is_instruction() && !c.op_code().fwait())
-        .map(|c| (c, reach(c, model)))
+        .filter(|c| there(c) && c.op_code().is_instruction() && !c.op_code().fwait())
+        .map(|c| (c, reach(c, model, bits)))
         .collect()
 }
 

@@ -21,6 +21,8 @@ pub struct Source<'a> {
     pub reach: &'a [Reach],
     /// Decoder options.
     pub options: u32,
+    /// Bits of the code: 64 or 32.
+    pub bits: u32,
     /// Vector states to choose from.
     pub pool: &'a [[u8; XSAVE_LEN]],
     /// Percentage of cases made of random bytes.
@@ -46,16 +48,17 @@ pub struct Case {
 pub fn case(r: &mut Rng, s: &Source, which: usize, index: usize, input: &mut Input) -> Case {
     input.rip = CODE[which] + index as u64 * SLOT;
     input.run = 0;
+    input.bits = s.bits;
     loop {
         let raw = r.chance(s.raw);
         let tail = r.pick(&[28u64, 29, 30, 31]);
         let lacking = !raw && !s.absent.is_empty() && r.chance(1);
         let list = if lacking { s.absent } else { s.forms };
-        let mut bytes = if raw { random_bytes(r, s, tail) } else { encode::form(r, list, tail) };
+        let mut bytes = if raw { random_bytes(r, s, tail) } else { encode::form(r, list, tail, s.bits) };
         while bytes.len < encode::MAX {
             bytes.push(r.bits() as u8);
         }
-        let mut insn = decode_at(&bytes.b[..bytes.len], input.rip, s.options);
+        let mut insn = decode_at(&bytes.b[..bytes.len], input.rip, s.options, s.bits);
         let reach = if insn.is_invalid() { Reach::Both } else { s.reach[insn.code() as usize] };
         if matches!(reach, Reach::No(_)) || insn.mnemonic() == M::Int && insn.immediate8() == 0x80 {
             continue;
@@ -85,7 +88,7 @@ fn branch_behind(r: &mut Rng, insn: &Instruction, len: usize) -> Option<(u8, u8)
 /// Random bytes, more likely than by chance to be an instruction; or a form with something wrong in it.
 fn random_bytes(r: &mut Rng, s: &Source, tail: u64) -> Bytes {
     if r.chance(50) {
-        let mut b = encode::form(r, s.forms, tail);
+        let mut b = encode::form(r, s.forms, tail, s.bits);
         let at = r.below(b.len.max(1) as u64) as usize;
         b.b[at] = if r.chance(50) { b.b[at] ^ 1 << r.below(8) } else { r.bits() as u8 };
         return b;
@@ -102,7 +105,7 @@ fn random_bytes(r: &mut Rng, s: &Source, tail: u64) -> Bytes {
         let p = r.pick(&[0x66, 0x67, 0xf2, 0xf3, 0xf0, 0x2e, 0x3e, 0x64, 0x65, 0x26, 0x36]);
         b.push(p);
     }
-    if r.chance(40) {
+    if s.bits == 64 && r.chance(40) {
         b.push(0x40 | r.below(16) as u8);
     }
     match r.below(10) {
@@ -132,6 +135,11 @@ fn state(r: &mut Rng, s: &Source, which: usize, input: &mut Input) {
         *g = values::int(r);
     }
     input.gpr[4] = aim::stack(r, which);
+    if s.bits == 32 {
+        for (n, g) in input.gpr.iter_mut().enumerate() {
+            *g &= if n < 8 { 0xffff_ffff } else { 0 };
+        }
+    }
     input.rflags = values::flags(r);
     let base = |r: &mut Rng| match r.below(4) {
         0 => 0,
@@ -194,7 +202,7 @@ fn aim_all(
         && let Some(lin) = operand_place(r, insn, size, which)
     {
         aim::at(r, insn, bytes, input, lin, s.options);
-        *insn = decode_at(&bytes.b[..bytes.len], input.rip, s.options);
+        *insn = decode_at(&bytes.b[..bytes.len], input.rip, s.options, s.bits);
     }
     let mut data = [0; PATCH_LEN];
     if let (true, Some(lin)) = (memory, aim::address(insn, input, 0)) {
@@ -211,6 +219,11 @@ fn aim_all(
         input.log[1] = span(rsp, if insn.mnemonic() == M::Enter { 256 } else { 72 }, 72);
     }
     implicit(r, insn, which, input);
+    if s.bits == 32 {
+        for g in &mut input.gpr {
+            *g &= 0xffff_ffff;
+        }
+    }
 }
 
 /// Where to aim a memory operand. The save areas, whose size is the host's own, stay clear of the ends of mapped memory.
@@ -343,7 +356,7 @@ fn operand_data(r: &mut Rng, insn: &Instruction, which: usize, input: &Input, da
             put(data, 0, selector(r), 2);
         }
         M::Lar | M::Lsl | M::Verr | M::Verw => put(data, 0, selector(r), 2),
-        M::Lss | M::Lfs | M::Lgs => {
+        M::Lss | M::Lfs | M::Lgs | M::Les | M::Lds => {
             let n = insn.memory_size().size().clamp(4, 10);
             put(data, n - 2, selector(r), 2);
         }

@@ -1,7 +1,9 @@
 //! The interpreter's side: one processor in 64-bit user mode, with the same windows at the same addresses.
 
 use crate::generate::Case;
-use crate::layout::{CODE, CODE_LEN, DATA, DATA_RIGHTS, PAGE, Rights, SLOT, comparable};
+use crate::layout::{
+    CODE, CODE_LEN, DATA, DATA_RIGHTS, PAGE, RESERVED, Rights, SLOT, USER_CODE32, USER_DATA, comparable,
+};
 use crate::record::{Input, Output};
 use anyhow::Context;
 use iced_x86::{Decoder, DecoderOptions, Instruction};
@@ -94,6 +96,8 @@ pub struct Interp {
     base: VcpuState,
     memory: GuestMemory,
     amd: bool,
+    /// The running case is 32-bit code.
+    legacy: bool,
     /// The running case's code window, and its slot there.
     window: usize,
     slot: u64,
@@ -107,8 +111,8 @@ pub fn decoder_options(model: &CpuModel) -> u32 {
 
 /// The instruction in `bytes` at `rip`.
 #[must_use]
-pub fn decode_at(bytes: &[u8], rip: u64, options: u32) -> Instruction {
-    Decoder::with_ip(64, bytes, rip, options).decode()
+pub fn decode_at(bytes: &[u8], rip: u64, options: u32, bits: u32) -> Instruction {
+    Decoder::with_ip(bits, bytes, rip, options).decode()
 }
 
 impl Interp {
@@ -130,7 +134,15 @@ impl Interp {
         t.map_all().context("page tables")?;
         system_tables(&memory).context("descriptor tables")?;
         sys::state::load(&mut cpu, &base)?;
-        Ok(Interp { cpu, base, memory, amd: model.vendor() == Vendor::Amd, window: 0, slot: 0 })
+        Ok(Interp {
+            cpu,
+            base,
+            memory,
+            amd: model.vendor() == Vendor::Amd,
+            legacy: false,
+            window: 0,
+            slot: 0,
+        })
     }
 
     /// The bits that MXCSR has.
@@ -184,6 +196,11 @@ impl Interp {
         let c = &mut self.cpu;
         c.regs[..16].copy_from_slice(&input.gpr);
         c.seg = self.base.seg;
+        if input.bits == 32 {
+            c.seg[sreg::CS] = Segment::from_descriptor(USER_CODE32, CODE32);
+            c.seg[sreg::DS] = Segment::from_descriptor(USER_DATA, DATA_SEGMENT);
+            c.seg[sreg::ES] = c.seg[sreg::DS];
+        }
         c.seg[sreg::FS].base = input.fs_base;
         c.seg[sreg::GS].base = input.gs_base;
         c.xsave.0.copy_from_slice(&input.xsave);
@@ -206,11 +223,12 @@ impl Interp {
     pub fn run(&mut self, input: &Input, slot: &[u8], case: &Case, output: &mut Output) -> Ran {
         let insn = &case.insn;
         self.enter(input);
+        self.legacy = input.bits == 32;
         self.window = usize::from(input.rip >= CODE[1]);
         self.slot = input.rip.wrapping_sub(CODE[self.window]) / SLOT;
         let direct = case.path == Path::Generic && !insn.is_invalid();
         let pair = case.branch.is_some();
-        let how = How { bits: 64, amd: self.amd, limit: 1 + usize::from(pair && !direct) };
+        let how = How { bits: input.bits, amd: self.amd, limit: 1 + usize::from(pair && !direct) };
         let decoded = if direct { None } else { Some(decode(slot, how)) };
         let first = insn.len() as u64;
         let len = if pair { first + 2 } else { decoded.as_ref().map_or(first, |d| u64::from(d.len)) };
@@ -232,24 +250,29 @@ impl Interp {
             self.cpu.leave = false;
         }
         if pair && self.cpu.exc.is_none() && self.cpu.rip == input.rip + first {
-            self.branch(&slot[first as usize..]);
+            self.branch(&slot[first as usize..], input.bits);
         }
         let ran = self.outcome(input.rip, len, first, output);
         if self.cpu.cpl != 3 {
             self.reload();
         }
+        // With a stack pointer that is in the child's signal stack no signal can be delivered.
+        if output.signal != 0 && RESERVED.contains(&(output.gpr[4] & 0xffff_ffff)) {
+            return Ran::Skip;
+        }
         ran
     }
 
     /// Executes the branch behind the instruction, if that did not go on to it by itself.
-    fn branch(&mut self, bytes: &[u8]) {
-        let how = How { bits: 64, amd: self.amd, limit: 1 };
+    fn branch(&mut self, bytes: &[u8], bits: u32) {
+        let how = How { bits, amd: self.amd, limit: 1 };
         self.cpu.leave = false;
         decode(bytes, how).ops.run(&mut self.cpu);
     }
 
     fn generic(&mut self, insn: &Instruction) {
         self.cpu.next_rip = self.cpu.rip.wrapping_add(insn.len() as u64);
+        self.cpu.last_mnemonic = insn.mnemonic();
         if generic::execute(&mut self.cpu, insn).is_ok() {
             self.cpu.rip = self.cpu.next_rip;
         }
@@ -290,6 +313,11 @@ impl Interp {
         o.code = e.code.unwrap_or(0);
         if e.vector == vector::PF {
             o.cr2 = c.cr2;
+            // For the sake of an old erratum of AMD's processors the kernel retries these for ever (arch/x86/mm/fault.c,
+            // is_errata100).
+            if self.legacy && c.cr2 >> 32 != 0 {
+                return Ran::Skip;
+            }
             if !comparable(c.cr2) || c.cr2.wrapping_sub(CODE[self.window ^ 1]) < CODE_LEN {
                 return Ran::Skip;
             }
@@ -347,10 +375,10 @@ fn user_state(model: &CpuModel, sel: [u16; 6]) -> VcpuState {
     let mut s = VcpuState::reset(model.signature(), true);
     let null =
         Segment { attr: ringer_arch::seg::Attr(ringer_arch::seg::Attr::UNUSABLE), ..Segment::default() };
-    let data = |selector| Segment::from_descriptor(selector, USER_DATA);
+    let data = |selector| Segment::from_descriptor(selector, DATA_SEGMENT);
     let of = |selector: u16| if selector & !3 == 0 { Segment { selector, ..null } } else { data(selector) };
     s.seg = sel.map(of);
-    s.seg[sreg::CS] = Segment::from_descriptor(sel[1], USER_CODE);
+    s.seg[sreg::CS] = Segment::from_descriptor(sel[1], CODE64);
     s.seg[sreg::SS] = data(sel[2]);
     s.cpl = 3;
     s.gdtr = TableReg { base: GDT, limit: 16 * 8 - 1 };
@@ -379,9 +407,9 @@ fn user_state(model: &CpuModel, sel: [u16; 6]) -> VcpuState {
 /// The GDT's descriptors as Linux has them (arch/x86/kernel/cpu/common.c), accessed bits set.
 const KERNEL_CODE: u64 = 0x00af_9b00_0000_ffff;
 const KERNEL_DATA: u64 = 0x00cf_9300_0000_ffff;
-const USER_CODE32: u64 = 0x00cf_fb00_0000_ffff;
-const USER_DATA: u64 = 0x00cf_f300_0000_ffff;
-const USER_CODE: u64 = 0x00af_fb00_0000_ffff;
+const CODE32: u64 = 0x00cf_fb00_0000_ffff;
+const DATA_SEGMENT: u64 = 0x00cf_f300_0000_ffff;
+const CODE64: u64 = 0x00af_fb00_0000_ffff;
 
 fn system_tables(m: &GuestMemory) -> anyhow::Result<()> {
     let gdt: [u64; 16] = [
@@ -389,9 +417,9 @@ fn system_tables(m: &GuestMemory) -> anyhow::Result<()> {
         0x00cf_9b00_0000_ffff,
         KERNEL_CODE,
         KERNEL_DATA,
-        USER_CODE32,
-        USER_DATA,
-        USER_CODE,
+        CODE32,
+        DATA_SEGMENT,
+        CODE64,
         0,
         0x0000_8b00_2000_0067 | (TSS & 0xff_0000) << 16,
         TSS >> 32,

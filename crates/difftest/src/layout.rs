@@ -39,6 +39,18 @@ pub const CODE_LEN: u64 = BATCH as u64 * SLOT + PAGE;
 /// Offset of the landing page in a code window.
 pub const LANDING: u64 = BATCH as u64 * SLOT;
 
+/// Offset in a code window of the code that 32-bit cases leave through: at the end of the landing page.
+pub const WAY_OUT: u64 = CODE_LEN - 16;
+/// Offsets of the landing page that branches go to: below this.
+pub const LANDINGS: u64 = PAGE - 96;
+
+/// Selectors of user code and data under Linux.
+pub const USER_CODE: u16 = 0x33;
+/// 32-bit user code.
+pub const USER_CODE32: u16 = 0x23;
+/// User data.
+pub const USER_DATA: u16 = 0x2b;
+
 /// The child's control page.
 pub const CTL: u64 = 0x2000_0000;
 /// The child's view of the memory that it shares with the parent.

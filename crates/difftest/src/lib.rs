@@ -58,11 +58,17 @@ pub struct Config {
 pub struct Plan {
     seed: u64,
     model: Arc<CpuModel>,
+    modes: Vec<ModePlan>,
+    options: u32,
+    raw: u64,
+}
+
+/// What is generated for code of one size.
+struct ModePlan {
+    bits: u32,
     forms: Vec<Code>,
     absent: Vec<Code>,
     reach: Vec<Reach>,
-    options: u32,
-    raw: u64,
 }
 
 /// One difference.
@@ -204,24 +210,36 @@ pub struct Report {
     pub time: Duration,
 }
 
+/// What to generate, and every form with what is done with it in 64-bit code or, if it is not run there, in 32-bit code.
 fn plan(config: &Config) -> anyhow::Result<(Plan, Vec<(Code, Reach)>)> {
     let model = Arc::new(ringer_engine_soft::host_model()?);
-    let forms = forms::all(&model);
+    let only = config.only.as_deref();
+    let modes: Vec<ModePlan> =
+        [64, 32].map(|bits| mode(&model, bits, only)).into_iter().filter(|m| !m.forms.is_empty()).collect();
+    anyhow::ensure!(!modes.is_empty(), "no instruction form of the model is called {:?}", config.only);
+    let mut every: BTreeMap<Code, Reach> = forms::all(&model, 32).into_iter().collect();
+    for (code, reach) in forms::all(&model, 64) {
+        let e = every.entry(code).or_insert(reach);
+        if *e != Reach::Both {
+            *e = reach;
+        }
+    }
+    let options = interp::decoder_options(&model);
+    let raw = if only.is_some() { 0 } else { config.raw };
+    Ok((Plan { seed: config.seed, model, modes, options, raw }, every.into_iter().collect()))
+}
+
+fn mode(model: &CpuModel, bits: u32, only: Option<&str>) -> ModePlan {
+    let all = forms::all(model, bits);
     let mut reach = vec![Reach::Both; CODES];
     for c in Code::values() {
-        reach[c as usize] = forms::reach(c, &model);
+        reach[c as usize] = forms::reach(c, model, bits);
     }
-    let wanted =
-        |c: &Code| config.only.as_ref().is_none_or(|m| format!("{:?}", c.mnemonic()).eq_ignore_ascii_case(m));
-    let both: Vec<Code> = forms.iter().filter(|f| f.1 == Reach::Both).map(|f| f.0).filter(wanted).collect();
-    let encodable = |c: &Code| {
-        matches!(c.op_code().encoding(), EncodingKind::Legacy | EncodingKind::VEX) && config.only.is_none()
-    };
-    let absent = forms.iter().filter(|f| f.1 == Reach::Absent).map(|f| f.0).filter(encodable).collect();
-    anyhow::ensure!(!both.is_empty(), "no instruction form of the model is called {:?}", config.only);
-    let options = interp::decoder_options(&model);
-    let raw = if config.only.is_some() { 0 } else { config.raw };
-    Ok((Plan { seed: config.seed, model, forms: both, absent, reach, options, raw }, forms))
+    let wanted = |c: &Code| only.is_none_or(|m| format!("{:?}", c.mnemonic()).eq_ignore_ascii_case(m));
+    let of = |r| all.iter().filter(move |f| f.1 == r).map(|f| f.0);
+    let encodable = |c: &Code| matches!(c.op_code().encoding(), EncodingKind::Legacy | EncodingKind::VEX);
+    let absent = if only.is_some() { Vec::new() } else { of(Reach::Absent).filter(encodable).collect() };
+    ModePlan { bits, forms: of(Reach::Both).filter(wanted).collect(), absent, reach }
 }
 
 /// Runs cases. `progress` is called every few seconds, and for the first mismatches of each form.

@@ -8,7 +8,7 @@
 
 use crate::layout::{
     ALT_STACK, ALT_STACK_LEN, BATCH, CODE, CODE_LEN, CTL, DATA, DATA_LEN, DATA_PAGES, DATA_RIGHTS, PAGE,
-    RESERVED, Rights, SHARED,
+    RESERVED, Rights, SHARED, USER_CODE32, USER_DATA, WAY_OUT,
 };
 use crate::record::{Input, LOG_LEN, Output, PATCHES, SPANS};
 use std::io::{self, Read, Write};
@@ -37,8 +37,6 @@ struct Shared {
 struct Control {
     /// Stack pointer of [`enter`]'s caller.
     host_rsp: u64,
-    /// Where the instruction is.
-    code: u64,
     input: *const Input,
     output: *mut Output,
     /// Address of [`leave`]; generated code jumps through it.
@@ -48,6 +46,10 @@ struct Control {
     rflags: u64,
     /// A case runs.
     running: u64,
+    /// Where [`enter`] jumps: the instruction, or [`enter32`].
+    start: u64,
+    /// Offset and selector of the instruction, for [`enter32`].
+    far: [u32; 2],
     scratch: [u64; 16],
 }
 
@@ -417,7 +419,11 @@ unsafe fn run_batch(s: *mut Shared, which: usize) {
         std::ptr::copy_nonoverlapping(before, data, DATA_LEN as usize);
         let inputs = (&raw const (*s).input).cast::<[Input; BATCH]>().add(which).cast::<Input>();
         let outputs = (&raw mut (*s).output).cast::<[Output; BATCH]>().add(which).cast::<Output>();
-        let normal = (*s).sel;
+        let mut normal = (*s).sel;
+        if (*inputs).bits == 32 {
+            (normal[0], normal[3]) = (USER_DATA, USER_DATA);
+        }
+        restore_selectors(&normal);
         for i in 0..BATCH {
             let (input, output) = (inputs.add(i), outputs.add(i));
             (&raw mut (*s).current).write_volatile(i as u64);
@@ -432,7 +438,8 @@ unsafe fn run_batch(s: *mut Shared, which: usize) {
             }
             (*c).input = input;
             (*c).output = output;
-            (*c).code = (*input).rip;
+            (*c).start = if (*input).bits == 32 { enter32 as *const () as u64 } else { (*input).rip };
+            (*c).far = [(*input).rip as u32, u32::from(USER_CODE32)];
             (*c).running = 1;
             let signalled = enter();
             (*c).running = 0;
@@ -442,7 +449,13 @@ unsafe fn run_batch(s: *mut Shared, which: usize) {
                 (*output).signal = 0;
                 (*output).sel = selectors();
             }
-            if (*output).sel != normal {
+            // The way out of 32-bit code leads through 64-bit code; both ends of it are code of this one's own making.
+            if (*output).signal == 0 && (*input).bits == 32 {
+                (*output).sel[1] = USER_CODE32;
+            }
+            let mut sel = (*output).sel;
+            sel[1] = normal[1];
+            if sel != normal {
                 restore_selectors(&normal);
             }
             let mut at = 0;
@@ -458,6 +471,7 @@ unsafe fn run_batch(s: *mut Shared, which: usize) {
                 at += len;
             }
         }
+        restore_selectors(&(*s).sel);
         let after = (&raw mut (*s).after).cast::<[u8; DATA_LEN as usize]>().add(which).cast::<u8>();
         std::ptr::copy_nonoverlapping(data, after, DATA_LEN as usize);
     }
@@ -507,11 +521,11 @@ unsafe extern "C" fn enter() -> u64 {
         "mov r14, [rdi + {gpr} + 112]",
         "mov r15, [rdi + {gpr} + 120]",
         "mov rdi, [rdi + {gpr} + 56]",
-        "jmp qword ptr [{ctl} + {code}]",
+        "jmp qword ptr [{ctl} + {start}]",
         ctl = const CTL,
         host_rsp = const offset_of!(Control, host_rsp),
         input = const offset_of!(Control, input),
-        code = const offset_of!(Control, code),
+        start = const offset_of!(Control, start),
         scratch = const SCRATCH_TOP,
         xsave = const offset_of!(Input, xsave),
         fs_base = const offset_of!(Input, fs_base),
@@ -519,6 +533,13 @@ unsafe extern "C" fn enter() -> u64 {
         rflags = const offset_of!(Input, rflags),
         gpr = const offset_of!(Input, gpr),
     )
+}
+
+/// Jumps to a case in 32-bit code.
+#[unsafe(naked)]
+unsafe extern "C" fn enter32() {
+    // jmp far m16:32, absolute.
+    core::arch::naked_asm!(".byte 0xff, 0x2c, 0x25", ".long {far}", far = const CTL + offset_of!(Control, far) as u64)
 }
 
 /// Where a completed case comes out.
@@ -617,7 +638,8 @@ unsafe extern "C" fn on_signal(sig: libc::c_int, _: *mut libc::siginfo_t, uc: *m
         (*o).code = reg(libc::REG_ERR) as u32;
         (*o).signal = sig as u32;
         // A trap flag that the case has set fires behind its closing jump: it has completed.
-        if sig == libc::SIGTRAP && (*o).vector == 1 && (*o).rip == (*c).exit {
+        let out = |at: &u64| (*o).rip == at + WAY_OUT;
+        if sig == libc::SIGTRAP && (*o).vector == 1 && ((*o).rip == (*c).exit || CODE.iter().any(out)) {
             (*o).signal = 0;
         }
         std::ptr::copy_nonoverlapping(

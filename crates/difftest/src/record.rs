@@ -67,6 +67,8 @@ pub struct Input {
     pub log: [Span; SPANS],
     /// Whether the child runs it: 0 (only the patches are made) or 1.
     pub run: u32,
+    /// Bits of its code: 64 or 32.
+    pub bits: u32,
 }
 
 impl Default for Input {
@@ -81,6 +83,7 @@ impl Default for Input {
             patch: [Patch { off: 0, len: 0, data: [0; PATCH_LEN] }; PATCHES],
             log: [Span::default(); SPANS],
             run: 0,
+            bits: 64,
         }
     }
 }

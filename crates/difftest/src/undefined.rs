@@ -3,6 +3,7 @@
 
 use crate::aim;
 use crate::encode::Bytes;
+use crate::layout::USER_CODE;
 use crate::record::{Input, Output};
 use iced_x86::{Instruction, Mnemonic as M, OpKind};
 
@@ -15,8 +16,12 @@ const OF: u64 = 2048;
 
 /// Flags that are undefined after some instructions, with the source. Where the interpreter runs the instruction itself on the
 /// host, they are compared all the same.
-pub const FLAGS: &[(&[M], u64, &str)] =
-    &[(&[M::Div, M::Idiv], CF | PF | AF | ZF | SF | OF, "SDM vol. 2A DIV, IDIV; APM vol. 3 DIV, IDIV")];
+pub const FLAGS: &[(&[M], u64, &str)] = &[
+    (&[M::Div, M::Idiv], CF | PF | AF | ZF | SF | OF, "SDM vol. 2A DIV, IDIV; APM vol. 3 DIV, IDIV"),
+    (&[M::Daa, M::Das], OF, "SDM vol. 2A DAA, DAS; APM vol. 3 DAA, DAS"),
+    (&[M::Aaa, M::Aas], PF | ZF | SF | OF, "SDM vol. 2A AAA, AAS; APM vol. 3 AAA, AAS"),
+    (&[M::Aad, M::Aam], CF | AF | OF, "SDM vol. 2A AAD, AAM; APM vol. 3 AAD, AAM"),
+];
 
 /// Instructions that access memory in several parts, in an order that no manual gives: if several parts fault, or a part
 /// and a check of what another part holds, which fault comes first is the processor's choice.
@@ -41,6 +46,7 @@ pub const SEVERAL_PARTS: &[M] = &[
     M::Xrstor,
     M::Xrstor64,
     M::Call,
+    M::Arpl,
 ];
 
 /// Instructions that use the low half of a 128-bit memory operand.
@@ -70,6 +76,9 @@ pub fn elementwise(insn: &Instruction) -> bool {
         M::Lss
             | M::Lfs
             | M::Lgs
+            | M::Les
+            | M::Lds
+            | M::Bound
             | M::Vmaskmovps
             | M::Vmaskmovpd
             | M::Vpmaskmovd
@@ -79,7 +88,7 @@ pub fn elementwise(insn: &Instruction) -> bool {
             | M::Vmaskmovdqu
             | M::Jmp
             | M::Call
-    )
+    ) || insn.memory_size().size() == 10
 }
 
 /// Cases that are not generated, with the reason.
@@ -97,7 +106,12 @@ pub fn avoid(insn: &Instruction, bytes: &Bytes, input: &Input) -> Option<&'stati
             "REP prefixes are reserved but for string instructions (SDM vol. 2A 2.1.1); AMD's processors let them decide about ZF",
         );
     }
-    if elementwise(insn) && aim::address(insn, input, 0).is_some_and(|a| (1u64 << 47).wrapping_sub(a) < 64) {
+    if elementwise(insn)
+        && aim::address(insn, input, 0).is_some_and(|a| {
+            let top = if input.bits == 32 { 1u64 << 32 } else { 1 << 47 };
+            top.wrapping_sub(a) < 64
+        })
+    {
         return Some(
             "which part of an operand across the canonical boundary is looked at first is the processor's choice",
         );
@@ -114,6 +128,16 @@ pub fn avoid(insn: &Instruction, bytes: &Bytes, input: &Input) -> Option<&'stati
     if mm && memory && LOW_HALF.contains(&m) {
         return Some(
             "only the low half of the operand need be accessed (SDM vol. 2B PUNPCKL; APM vol. 4 PSRLD); with MXCSR.MM the rest may fault",
+        );
+    }
+    if matches!(m, M::Popa | M::Popad) && input.gpr[4] & 0xfff > 0x1000 - 32 {
+        return Some(
+            "which registers a POPA that faults half-way has loaded is the processor's choice; it can be restarted",
+        );
+    }
+    if input.bits == 32 && matches!(m, M::Vpinsrd | M::Vpextrd) {
+        return Some(
+            "VEX.W is ignored in 32-bit code by the manuals (SDM vol. 2B PINSRD), but not by AMD's processors",
         );
     }
     let mask_register = |r: iced_x86::Register| {
@@ -164,8 +188,9 @@ pub fn fault_is_open(insn: &Instruction, e: &Output, n: &Output) -> bool {
 /// Bits of general registers that are compared: after a far transfer to 32-bit code the upper halves are undefined (SDM vol. 1
 /// 3.4.1.1).
 #[must_use]
-pub fn gpr_mask(n: &Output, user_code: u16) -> u64 {
-    if n.sel[1] == user_code { u64::MAX } else { 0xffff_ffff }
+pub fn gpr_mask(e: &Output, n: &Output) -> u64 {
+    let long = |o: &Output| o.sel[1] == USER_CODE;
+    if long(e) && long(n) { u64::MAX } else { 0xffff_ffff }
 }
 
 /// A null selector with other bits may read as zero: a timer interrupt's IRET clears it (SDM vol. 2A IRET, return to outer

@@ -243,5 +243,5 @@ pub fn flags(r: &mut Rng) -> u64 {
 
 /// An address in a code window where a branch may land; see [`crate::layout`].
 pub fn landing(r: &mut Rng, which: usize) -> u64 {
-    CODE[which & 1] + crate::layout::LANDING + r.below(4000)
+    CODE[which & 1] + crate::layout::LANDING + r.below(crate::layout::LANDINGS)
 }

@@ -3,13 +3,12 @@
 use crate::compare;
 use crate::generate::{self, Case, Source};
 use crate::interp::{Interp, Ran};
-use crate::layout::{BATCH, CODE_LEN, DATA_LEN, LANDING, PAGE, SLOT};
+use crate::layout::{BATCH, CODE, CODE_LEN, DATA_LEN, LANDING, PAGE, SLOT, USER_CODE, WAY_OUT};
 use crate::native::{Died, EXIT_POINTER, Native};
 use crate::record::{Output, XSAVE_LEN};
 use crate::rng::Rng;
 use crate::values;
 use crate::{Mismatch, Plan, Tally};
-use iced_x86::Code;
 
 /// Vector states made anew for each batch.
 const POOL: usize = 256;
@@ -27,7 +26,6 @@ pub struct Worker<'a> {
     plan: &'a Plan,
     native: Native,
     interp: Interp,
-    forms: Vec<Code>,
     pool: Vec<[u8; XSAVE_LEN]>,
     mxcsr_mask: u32,
     slots: Vec<u8>,
@@ -45,7 +43,6 @@ impl<'a> Worker<'a> {
             plan,
             native,
             interp,
-            forms: plan.forms.clone(),
             pool: vec![[0; XSAVE_LEN]; POOL],
             mxcsr_mask: Interp::mxcsr_mask(&plan.model),
             slots: vec![0; CODE_LEN as usize],
@@ -85,10 +82,12 @@ impl<'a> Worker<'a> {
         self.native.before(which).copy_from_slice(&window);
         self.interp.set_data(&window);
         self.interp.select_code(which)?;
+        let mode = &self.plan.modes[usize::from(number % 4 == 3 && self.plan.modes.len() > 1)];
         let source = Source {
-            forms: &self.forms,
-            absent: &self.plan.absent,
-            reach: &self.plan.reach,
+            forms: &mode.forms,
+            absent: &mode.absent,
+            reach: &mode.reach,
+            bits: mode.bits,
             options: self.plan.options,
             pool: &self.pool,
             raw: self.plan.raw,
@@ -97,9 +96,12 @@ impl<'a> Worker<'a> {
         let mut cases = Vec::with_capacity(BATCH);
         for i in 0..BATCH {
             let case = generate::case(&mut r, &source, which, i, &mut self.native.input(which)[i]);
-            slot(&case, &mut self.slots[i * SLOT as usize..][..SLOT as usize]);
+            slot(&case, which, mode.bits, &mut self.slots[i * SLOT as usize..][..SLOT as usize]);
             cases.push(case);
         }
+        let out = WAY_OUT as usize;
+        self.slots[out..out + 3].copy_from_slice(&[0xff, 0x24, 0x25]);
+        self.slots[out + 3..out + 7].copy_from_slice(&EXIT_POINTER.to_le_bytes());
         self.native.code(which).copy_from_slice(&self.slots);
         for (at, page) in self.slots.chunks(PAGE as usize).enumerate() {
             self.interp.set_code(which, at as u64 * PAGE, page);
@@ -225,7 +227,7 @@ impl<'a> Worker<'a> {
 }
 
 /// Fills a slot: the instruction, the jump out, INT3.
-fn slot(case: &Case, to: &mut [u8]) {
+fn slot(case: &Case, which: usize, bits: u32, to: &mut [u8]) {
     let len = case.bytes.len;
     to[..len].copy_from_slice(&case.bytes.b[..len]);
     let mut len = len;
@@ -234,7 +236,12 @@ fn slot(case: &Case, to: &mut [u8]) {
         to[len + 1] = at - (len as u8 + 2);
         len += 2;
     }
-    if !case.insn.is_invalid() {
+    if bits == 32 && !case.insn.is_invalid() {
+        let out = (CODE[which] + WAY_OUT) as u32;
+        to[len] = 0xea;
+        to[len + 1..len + 5].copy_from_slice(&out.to_le_bytes());
+        to[len + 5..len + 7].copy_from_slice(&USER_CODE.to_le_bytes());
+    } else if !case.insn.is_invalid() {
         to[len..len + 3].copy_from_slice(&[0xff, 0x24, 0x25]);
         to[len + 3..len + 7].copy_from_slice(&EXIT_POINTER.to_le_bytes());
     }
