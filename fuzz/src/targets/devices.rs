@@ -49,9 +49,10 @@ fn machine() -> (Platform, VmClock) {
     (Platform::new(config).expect("the machine's map has no overlaps"), clock)
 }
 
-/// A value of eight bytes: a few bits, a small number, or any.
+/// A value of eight bytes: a few bits, a number near zero on either side, or any.
 fn value(input: &mut Input) -> u64 {
-    match input.below(4) {
+    match input.below(5) {
+        4 => u64::MAX - u64::from(input.u8()),
         0 => 1 << (input.u8() & 63),
         1 => input.u8().into(),
         2 => u64::from(input.u32()),
