@@ -19,8 +19,9 @@ fn shell_reboot_poweroff() {
     t.keys(b"echo $((6*7))-$(stty size)-$TERM-$(tty)\r");
     t.wait_for(&format!("42-{ROWS} {COLS}-vt220-/dev/"));
     t.wait_for(PROMPT);
-    t.keys(b"sleep 1000\r");
-    t.wait_for("sleep 1000");
+    // Before the command runs, Ctrl-C would be one of the shell's own keys.
+    t.keys(b"echo r$((1))n; sleep 1000\r");
+    t.wait_for("r1n");
     t.keys(b"\x03");
     t.wait_for(PROMPT);
     t.keys(b"touch /root/mark; reboot -f\r");
