@@ -231,7 +231,8 @@ fn legacy_gate(i: &Instruction) -> Gate {
         }
         _ => {}
     }
-    if any(&[F::POPCNT, F::LZCNT, F::BMI1, F::ADX, F::RDRAND, F::RDSEED, F::MOVBE]) {
+    // INTEL386: BSF and BSR, which is what TZCNT and LZCNT are to a model without them.
+    if any(&[F::INTEL386, F::POPCNT, F::LZCNT, F::BMI1, F::ADX, F::RDRAND, F::RDSEED, F::MOVBE]) {
         return Gate::None;
     }
     if any(&[F::XSAVE, F::XSAVEOPT, F::XSAVEC]) {

@@ -138,7 +138,9 @@ fn parse_format(src: Source) -> Result<Format, ImageError> {
         return Ok(Format::Multiboot(Multiboot::parse(src, at, None)?));
     }
     let len = src.bytes.len();
-    if len.is_multiple_of(512) && len <= MAX_BOOT_SECTOR && src.bytes.get(510..512) == Some(&[0x55, 0xaa]) {
+    let signed = src.bytes.get(510..512) == Some(&[0x55, 0xaa]);
+    // The first sector of a Linux kernel has the signature too, and the MZ of an EFI program, which no boot sector has.
+    if len.is_multiple_of(512) && len <= MAX_BOOT_SECTOR && signed && !src.bytes.starts_with(b"MZ") {
         return Ok(Format::BootSector);
     }
     Err(foreign::refuse(src))

@@ -264,8 +264,11 @@ fn bit_scans_of_old_processors() {
         ringer_arch::cpu::CpuModel::named("x86-64-v2", &super::super::cpuid, &crate::offered()).unwrap(),
     );
     c.regs[1] = 8;
+    // Also before the guest has switched SSE on.
+    c.cr4 &= !cr4::OSFXSR;
     run(&mut c, &[0xf3, 0x0f, 0xbd, 0xc1]).unwrap();
     assert_eq!(c.regs[0], 3);
+    c.cr4 |= cr4::OSFXSR;
     faults(&mut c, &[0xc5, 0xf0, 0x58, 0xc1], vector::UD);
 }
 
