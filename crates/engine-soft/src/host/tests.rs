@@ -93,6 +93,7 @@ fn decode(c: &Cpu, code: &[u8]) -> Instruction {
 /// Executes one instruction.
 fn run(c: &mut Cpu, code: &[u8]) -> R<()> {
     let i = decode(c, code);
+    poke(c, CODE, code);
     run_decoded(c, &i)
 }
 
