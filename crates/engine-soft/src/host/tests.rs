@@ -92,6 +92,7 @@ fn decode(c: &Cpu, code: &[u8]) -> Instruction {
 
 /// Executes one instruction.
 fn run(c: &mut Cpu, code: &[u8]) -> R<()> {
+    poke(c, CODE, code);
     let i = decode(c, code);
     poke(c, CODE, code);
     run_decoded(c, &i)

@@ -79,8 +79,9 @@ fn faults_change_nothing() {
         match step(&mut c, &code) {
             Some((i, Err(_))) => {
                 faults += 1;
-                // VSIB: gathers make progress.
-                if i.memory_index().is_vector_register() {
+                // VSIB: gathers make progress. MASKMOVQ goes over to MMX registers before it stores.
+                let maskmovq = i.code() == iced_x86::Code::Maskmovq_rDI_mm_mm;
+                if i.memory_index().is_vector_register() || maskmovq {
                     continue;
                 }
                 assert_eq!((c.regs, c.fl), (regs, fl), "{i:?}");
