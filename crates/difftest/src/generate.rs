@@ -10,6 +10,7 @@ use crate::rng::Rng;
 use crate::undefined;
 use crate::values;
 use iced_x86::{Code, FlowControl, Instruction, Mnemonic as M, OpKind, Register};
+use std::collections::BTreeMap;
 
 /// What a batch is generated from.
 pub struct Source<'a> {
@@ -44,8 +45,15 @@ pub struct Case {
     pub absent: bool,
 }
 
-/// Makes a case at slot `index` of code window `which`, its state in `input`.
-pub fn case(r: &mut Rng, s: &Source, which: usize, index: usize, input: &mut Input) -> Case {
+/// Makes a case at slot `index` of code window `which`, its state in `input`. Counts what it would not make in `avoided`, by reason.
+pub fn case(
+    r: &mut Rng,
+    s: &Source,
+    which: usize,
+    index: usize,
+    input: &mut Input,
+    avoided: &mut BTreeMap<&'static str, u64>,
+) -> Case {
     input.rip = CODE[which] + index as u64 * SLOT;
     input.run = 0;
     input.bits = s.bits;
@@ -68,7 +76,8 @@ pub fn case(r: &mut Rng, s: &Source, which: usize, index: usize, input: &mut Inp
         }
         state(r, s, which, input);
         aim_all(r, s, &mut bytes, &mut insn, which, input);
-        if undefined::avoid(&insn, &bytes, input).is_some() {
+        if let Some(why) = undefined::avoid(&insn, &bytes, input) {
+            *avoided.entry(why).or_default() += 1;
             continue;
         }
         let path = if r.chance(70) { Path::Block } else { Path::Generic };

@@ -123,6 +123,8 @@ pub struct Tally {
     pub skipped: u64,
     /// Mismatches by form: how many, and the first few.
     pub mismatches: BTreeMap<Code, (u64, Vec<Mismatch>)>,
+    /// Cases that were not generated, by reason ([`undefined::avoid`]).
+    pub avoided: BTreeMap<&'static str, u64>,
     /// Mismatches that have not been told of yet.
     pub news: Vec<Mismatch>,
     /// Clean batches whose data windows differ nevertheless: batch, offset.
@@ -138,6 +140,7 @@ impl Default for Tally {
             disturbed: 0,
             skipped: 0,
             mismatches: BTreeMap::new(),
+            avoided: BTreeMap::new(),
             news: Vec::new(),
             stray: Vec::new(),
         }
@@ -186,6 +189,9 @@ impl Tally {
             let e = self.mismatches.entry(code).or_default();
             e.0 += n;
             e.1.extend(list);
+        }
+        for (why, n) in other.avoided {
+            *self.avoided.entry(why).or_default() += n;
         }
         self.stray.extend(other.stray);
     }

@@ -86,6 +86,14 @@ impl Report {
             };
             why.entry(reason).or_default().push(name);
         }
+        s.push_str("\n# Flags that are not compared\n");
+        for (list, bits, source) in crate::undefined::FLAGS {
+            let _infallible = writeln!(s, "  {list:?}: {bits:#x} ({source})");
+        }
+        s.push_str("\n# Cases that were not made, by reason\n");
+        for (why, n) in &self.tally.avoided {
+            let _infallible = writeln!(s, "{n:>9} {why}");
+        }
         s.push_str("\n# Forms that did not run, by reason\n");
         for (reason, forms) in why {
             let _infallible = writeln!(s, "\n## {reason} ({})", forms.len());

@@ -95,7 +95,14 @@ impl<'a> Worker<'a> {
         self.slots.fill(0xcc);
         let mut cases = Vec::with_capacity(BATCH);
         for i in 0..BATCH {
-            let case = generate::case(&mut r, &source, which, i, &mut self.native.input(which)[i]);
+            let case = generate::case(
+                &mut r,
+                &source,
+                which,
+                i,
+                &mut self.native.input(which)[i],
+                &mut tally.avoided,
+            );
             slot(&case, which, mode.bits, &mut self.slots[i * SLOT as usize..][..SLOT as usize]);
             cases.push(case);
         }
