@@ -106,12 +106,11 @@ pub fn avoid(insn: &Instruction, bytes: &Bytes, input: &Input) -> Option<&'stati
             "REP prefixes are reserved but for string instructions (SDM vol. 2A 2.1.1); AMD's processors let them decide about ZF",
         );
     }
-    if elementwise(insn)
-        && aim::address(insn, input, 0).is_some_and(|a| {
-            let top = if input.bits == 32 { 1u64 << 32 } else { 1 << 47 };
-            top.wrapping_sub(a) < 64
-        })
-    {
+    let across = |a: u64| {
+        let edges = if input.bits == 32 { [1 << 32, 1 << 32] } else { [1 << 47, 0xffff_8000_0000_0000u64] };
+        edges.iter().any(|e| e.wrapping_sub(a) < 64)
+    };
+    if elementwise(insn) && aim::address(insn, input, 0).is_some_and(across) {
         return Some(
             "which part of an operand across the canonical boundary is looked at first is the processor's choice",
         );
