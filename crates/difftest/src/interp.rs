@@ -1,4 +1,4 @@
-//! The interpreter's side: one processor in 64-bit user mode, with the same windows at the same addresses.
+//! The interpreter's side: one processor in user mode, with the same windows at the same addresses.
 
 use crate::generate::Case;
 use crate::layout::{

@@ -2,7 +2,7 @@
 //! flags, memory and faults must be equal.
 //!
 //! [`generate`] makes cases out of [`forms`] (every instruction form that the model offers) and of random bytes; [`native`] runs them
-//! in a guarded child process, [`interp`] in the interpreter, in 64-bit user mode over the same addresses ([`layout`]);
+//! in a guarded child process, [`interp`] in the interpreter, as 64-bit or 32-bit user code over the same addresses ([`layout`]);
 //! [`compare`] compares, leaving out what the architecture does ([`undefined`]).
 
 pub mod aim;
