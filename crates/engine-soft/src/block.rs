@@ -14,7 +14,7 @@ pub type Handler = fn(&mut Cpu, Cursor<'_>);
 
 /// A place in a block's ops.
 ///
-/// Invariant: it points to an op of a block, and only the last op of a block, whose handler is [`last`] and does not
+/// Invariant: it points to an op of a block, and only the last op of a block, whose handler is `last` and does not
 /// hand on, has none behind it.
 #[derive(Clone, Copy)]
 pub struct Cursor<'a>(*const Op, PhantomData<&'a Op>);
@@ -81,7 +81,7 @@ pub struct Decoded {
 pub struct Ops(Box<[Op]>);
 
 impl Ops {
-    /// Closes `ops` with an op whose handler is [`last`].
+    /// Closes `ops` with an op whose handler is `last`.
     #[must_use]
     pub fn new(mut ops: Vec<Op>, mut closing: Op) -> Ops {
         closing.handler = last;

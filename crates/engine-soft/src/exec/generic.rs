@@ -1,5 +1,5 @@
 //! Every integer instruction, in every mode and operand size, from the decoded instruction. Slow and plain: the reference of
-//! the reference. Hot forms bypass it through [`super::fast`].
+//! the reference. Hot forms bypass it through `fast`.
 
 use crate::cpu::{Cpu, R};
 use crate::hostops::{Alu, cond_dyn, fl, shld, shrd};

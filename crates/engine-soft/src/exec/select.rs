@@ -1,4 +1,4 @@
-//! Picks the handler of [`super::fast`] for an instruction of 64-bit code and fills the operands; `None` means
+//! Picks the handler of `fast` for an instruction of 64-bit code and fills the operands; `None` means
 //! [`super::generic`].
 
 use super::fast::*;

@@ -191,7 +191,7 @@ fn in_use(cpu: &Cpu) -> u64 {
     (u64::from(x87) * X87) | (u64::from(sse) * SSE) | (u64::from(avx) * AVX)
 }
 
-/// [`in_use`] as XGETBV and XSAVEC see it, for whom MXCSR belongs to SSE.
+/// `in_use` as XGETBV and XSAVEC see it, for whom MXCSR belongs to SSE.
 #[must_use]
 pub fn xinuse(cpu: &Cpu) -> u64 {
     in_use(cpu) | if x87::mxcsr(cpu) != MXCSR_INIT { SSE } else { 0 }
