@@ -1,9 +1,9 @@
 //! The native side: a forked child that runs each case on the processor itself. The unsafe room of this crate.
 //!
-//! Parent and child share one memfd ([`Shared`]). The child maps the data and code windows at their fixed addresses, each
-//! page with its rights, closes its other files and allows itself four system calls. A case is entered by [`enter`] (XRSTOR,
-//! segment bases, flags, general registers, a jump); the jump behind the instruction leads to [`leave`], which saves
-//! everything; a signal ends in [`on_signal`], which takes the state from its frame. Neither returns to the kernel, so
+//! Parent and child share one memfd (`Shared`). The child maps the data and code windows at their fixed addresses, each
+//! page with its rights, closes its other files and allows itself four system calls. A case is entered by `enter` (XRSTOR,
+//! segment bases, flags, general registers, a jump); the jump behind the instruction leads to `leave`, which saves
+//! everything; a signal ends in `on_signal`, which takes the state from its frame. Neither returns to the kernel, so
 //! that a case without a fault makes no system call at all.
 
 use crate::layout::{
