@@ -45,10 +45,11 @@ grep '^cpu[0-9]' /proc/stat
 
 # Modules from the initramfs, a block device and a file system.
 section modules
-# (The cloud kernel has ext4 built in.)
-for m in dummy loop ext4 crc32c_intel sha256_ssse3 aesni_intel; do
-	modprobe $m && [ -d /sys/module/$m ] && echo $m
+for m in dummy loop crc32c_intel sha256_ssse3 aesni_intel; do
+	modprobe $m && grep "^$m " /proc/modules | cut -d' ' -f1
 done
+# The cloud kernel has it built in.
+modprobe ext4
 section disk
 dd if=/dev/zero of=/tmp/disk bs=1M count=4 2>/dev/null
 mke2fs -F -I 256 /tmp/disk >/dev/null

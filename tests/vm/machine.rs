@@ -53,7 +53,7 @@ fn processor_models() {
     }
     let flags = |model: &str| {
         let script =
-            "grep -m1 ^flags /proc/cpuinfo; head -c 100000 /bin/busybox | sha256sum; modprobe aesni_intel";
+            "grep -m1 ^flags /proc/cpuinfo; head -c 100000 /bin/busybox | sha256sum; modprobe sha256_ssse3";
         let args = ["--cpu", model, "--", "sh", "-c", script];
         let ran = output(run(args));
         if ran.status == crate::support::ERROR {

@@ -231,8 +231,11 @@ fn legacy_gate(i: &Instruction) -> Gate {
         }
         _ => {}
     }
-    // INTEL386: BSF and BSR, which is what TZCNT and LZCNT are to a model without them.
-    if any(&[F::INTEL386, F::POPCNT, F::LZCNT, F::BMI1, F::ADX, F::RDRAND, F::RDSEED, F::MOVBE]) {
+    // BSF and BSR, which is what TZCNT and LZCNT are to a model without them.
+    if i.cpuid_features().iter().all(|f| every_model_has(*f)) {
+        return Gate::None;
+    }
+    if any(&[F::POPCNT, F::LZCNT, F::BMI1, F::ADX, F::RDRAND, F::RDSEED, F::MOVBE]) {
         return Gate::None;
     }
     if any(&[F::XSAVE, F::XSAVEOPT, F::XSAVEC]) {

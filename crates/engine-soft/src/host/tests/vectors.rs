@@ -268,6 +268,8 @@ fn bit_scans_of_old_processors() {
     c.cr4 &= !cr4::OSFXSR;
     run(&mut c, &[0xf3, 0x0f, 0xbd, 0xc1]).unwrap();
     assert_eq!(c.regs[0], 3);
+    run(&mut c, &[0xf3, 0x48, 0x0f, 0xbc, 0xd1]).unwrap(); // tzcnt rdx, rcx
+    assert_eq!(c.regs[2], 3);
     c.cr4 |= cr4::OSFXSR;
     faults(&mut c, &[0xc5, 0xf0, 0x58, 0xc1], vector::UD);
 }
