@@ -73,6 +73,8 @@ pub struct Op {
 pub struct Decoded {
     /// The instruction.
     pub insn: Instruction,
+    /// It belongs to [`crate::host`].
+    pub is_host: bool,
     /// What [`crate::host`] keeps of it, if it belongs there.
     pub host: HostOp,
 }

@@ -33,7 +33,8 @@ impl Hasher for IntHasher {
     }
 }
 
-type Map<K, V> = HashMap<K, V, BuildHasherDefault<IntHasher>>;
+/// A map with keys of integers.
+pub type Map<K, V> = HashMap<K, V, BuildHasherDefault<IntHasher>>;
 
 #[derive(Clone, Copy)]
 struct Jump {

@@ -17,10 +17,13 @@ pub mod operand;
 mod probe;
 mod run;
 pub mod shoot;
+pub mod sites;
 pub mod sys;
+pub mod translator;
 mod vm;
 
 pub use run::Interpreter;
+pub use translator::TranslatorEngine;
 pub use vm::InterpreterEngine;
 
 /// The features that these engines offer a guest on this host.

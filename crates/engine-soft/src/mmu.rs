@@ -1,10 +1,14 @@
 //! The soft MMU: per-processor TLBs in front of the page walker. An unsafe room: a TLB hit dereferences host memory.
 //!
 //! An entry's tags are linear page addresses; `lin - tag <= 4096 - size` tests the page and the crossing at once.
-//! Invariant that every `unsafe` here rests on: a tag that can match belongs to an entry whose `addend` maps that
-//! whole linear page onto one page of guest RAM, which stays mapped as long as the `GuestMemory` that this `Mmu` holds.
+//! Invariant that every `unsafe` here rests on: a tag that can match belongs to an entry whose `host` is the host address
+//! of one page of guest RAM, which stays mapped as long as the `GuestMemory` that this `Mmu` holds.
+//!
+//! Translated code probes the same tables, and keeps one entry more for each of its access sites ([`crate::sites`]): whatever
+//! drops entries here drops those too.
 
 use crate::cpu::{Cpu, Fault, Mode, R};
+use crate::sites::Sites;
 use ringer_arch::cpu::{CpuModel, Feature, Vendor};
 use ringer_arch::exception::{Exception, pf, vector};
 use ringer_arch::paging::{self, Access, Kind};
@@ -25,13 +29,18 @@ const KERNEL: usize = 0;
 const KERNEL_AC: usize = 1;
 const USER: usize = 2;
 
+/// A page that may be accessed without asking. Translated code knows the layout.
 #[derive(Clone, Copy)]
 #[repr(C)]
-struct Entry {
-    read: u64,
-    write: u64,
-    fetch: u64,
-    addend: u64,
+pub struct Entry {
+    /// Linear address of the page if it may be read, else one that cannot match.
+    pub read: u64,
+    /// The same for writes.
+    pub write: u64,
+    /// The same for instruction fetches.
+    pub fetch: u64,
+    /// Host address of the page.
+    pub host: u64,
 }
 
 struct Table {
@@ -42,8 +51,40 @@ struct Table {
     global: Box<[bool; ENTRIES]>,
     /// Tags of pages that may be written, but not without telling: they hold code.
     careful: Box<[u64; ENTRIES]>,
-    /// Some live entry is a piece of a large page: INVLPG must drop all its pieces.
-    large: bool,
+    /// Regions of which some live entry is a piece of a large page: INVLPG must drop all its pieces.
+    large: Large,
+}
+
+/// Where large pages lie, by hash of the 1 GiB regions that hold them: what is not noted has none.
+#[derive(Clone, Copy, Default)]
+struct Large {
+    /// Pages of up to 4 MiB, by their 4 MiB region.
+    small: [u64; 4],
+    /// Pages of 1 GiB.
+    huge: [u64; 4],
+}
+
+impl Large {
+    fn bit(v: u64) -> (usize, u64) {
+        let h = v.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56;
+        (h as usize / 64, 1 << (h % 64))
+    }
+
+    fn note(&mut self, lin: u64, shift: u8) {
+        let (set, region) = match shift {
+            12 => return,
+            30 => (&mut self.huge, lin >> 30),
+            _ => (&mut self.small, lin >> 22),
+        };
+        let (word, bit) = Large::bit(region);
+        set[word] |= bit;
+    }
+
+    fn covers(&self, lin: u64) -> bool {
+        let (w, b) = Large::bit(lin >> 22);
+        let (w2, b2) = Large::bit(lin >> 30);
+        self.small[w] & b != 0 || self.huge[w2] & b2 != 0
+    }
 }
 
 /// A tag that cannot match at `index`: a page that belongs to another index.
@@ -57,10 +98,10 @@ fn index_of(lin: u64) -> usize {
 
 impl Table {
     fn new() -> Table {
-        let mut entries = Box::new([Entry { read: 0, write: 0, fetch: 0, addend: 0 }; ENTRIES]);
+        let mut entries = Box::new([Entry { read: 0, write: 0, fetch: 0, host: 0 }; ENTRIES]);
         for (i, e) in entries.iter_mut().enumerate() {
             let t = invalid(i);
-            *e = Entry { read: t, write: t, fetch: t, addend: 0 };
+            *e = Entry { read: t, write: t, fetch: t, host: 0 };
         }
         Table {
             entries,
@@ -68,7 +109,7 @@ impl Table {
             is_live: Box::new([false; ENTRIES]),
             global: Box::new([false; ENTRIES]),
             careful: Box::new(std::array::from_fn(invalid)),
-            large: false,
+            large: Large::default(),
         }
     }
 
@@ -90,7 +131,9 @@ impl Table {
             self.is_live[i] = false;
             false
         });
-        self.large &= !live.is_empty();
+        if live.is_empty() {
+            self.large = Large::default();
+        }
         self.live = live;
     }
 
@@ -124,6 +167,14 @@ pub struct Mmu {
     phys_bits: u32,
     page_1g: bool,
     amd: bool,
+    /// As `current_gen`, for supervisor code: pages of the kernel's are global, and outlive the address space.
+    kernel_gen: u64,
+    /// Supervisor code has been fetched from a page that is not global.
+    kernel_code_local: bool,
+    /// Some entry for the upper half of the address space is not global.
+    local_high: bool,
+    /// What translated code's sites hold.
+    pub sites: Sites,
 }
 
 // SAFETY: `cur` points into `tables` or `empty`, which the same value owns on the heap; nothing is tied to a thread.
@@ -154,6 +205,10 @@ impl Mmu {
             phys_bits: model.max_phys_bits(),
             page_1g: model.has(Feature::PDPE1GB),
             amd: model.vendor() == Vendor::Amd,
+            kernel_gen: 1,
+            kernel_code_local: false,
+            local_high: false,
+            sites: Sites::none(),
         }
     }
 
@@ -169,6 +224,51 @@ impl Mmu {
     #[inline]
     pub fn generation(&self) -> u64 {
         self.current_gen
+    }
+
+    /// The same for translated code, which tells user from supervisor code: supervisor code in global pages keeps its number
+    /// when the address space changes.
+    #[must_use]
+    pub fn code_generation(&self, user: bool) -> u64 {
+        if user { self.current_gen } else { self.kernel_gen }
+    }
+
+    /// Linear addresses have come to mean something else to translated code.
+    pub fn renew_code_generation(&mut self) {
+        self.slot_gen[self.slot] = self.fresh_gen();
+        self.current_gen = self.slot_gen[self.slot];
+        self.kernel_gen = self.fresh_gen();
+    }
+
+    /// Entries of the table in force, for translated code.
+    #[must_use]
+    pub fn table(&self) -> *const Entry {
+        self.cur
+    }
+
+    /// Whether the table in force is the empty one.
+    #[must_use]
+    pub fn is_checking_alignment(&self) -> bool {
+        std::ptr::eq(self.cur, self.empty.entries.as_ptr())
+    }
+
+    /// Which of the tables of an address space is in force: supervisor, supervisor with AC, user.
+    #[must_use]
+    pub fn mode(&self) -> usize {
+        self.mode
+    }
+
+    /// Entries that are not global are about to go.
+    fn leave_local(&mut self) {
+        if self.local_high {
+            self.sites.drop_all();
+        } else {
+            self.sites.drop_low();
+        }
+        if self.kernel_code_local {
+            self.kernel_code_local = false;
+            self.kernel_gen = self.fresh_gen();
+        }
     }
 
     fn fresh_gen(&mut self) -> u64 {
@@ -198,12 +298,23 @@ impl Mmu {
                 s
             }
         };
+        if slot != self.slot {
+            self.leave_local();
+        }
         self.slot = slot;
         self.current_gen = self.slot_gen[slot];
         self.slot_used[slot] = self.tick;
     }
 
     fn flush_slot(&mut self, slot: usize, keep_global: bool) {
+        if slot == self.slot {
+            if keep_global {
+                self.leave_local();
+            } else {
+                self.sites.drop_all();
+                self.kernel_gen = self.fresh_gen();
+            }
+        }
         for t in &mut self.tables[slot * MODES..(slot + 1) * MODES] {
             t.flush(keep_global);
         }
@@ -243,16 +354,20 @@ impl Mmu {
         let page = lin & !0xfff;
         let mut large = false;
         for t in &mut self.tables {
-            if t.large {
+            if t.large.covers(lin) {
                 large = true;
                 t.flush(false);
-                t.large = false;
             } else {
                 let e = &t.entries[i];
                 if e.read == page || e.write == page || e.fetch == page {
                     t.drop_entry(i);
                 }
             }
+        }
+        if large {
+            self.sites.drop_all();
+        } else {
+            self.sites.drop_page(page);
         }
         let (word, bit) = fetched_bit(lin);
         if large || self.fetched[word] & bit != 0 {
@@ -261,6 +376,7 @@ impl Mmu {
                 self.slot_gen[s] = self.fresh_gen();
             }
             self.current_gen = self.slot_gen[self.slot];
+            self.kernel_gen = self.fresh_gen();
         }
     }
 
@@ -269,6 +385,7 @@ impl Mmu {
         for t in &mut self.tables {
             t.flush_writes();
         }
+        self.sites.drop_writes();
     }
 
     /// Drops fast write entries to the RAM page at `gpa`.
@@ -277,11 +394,12 @@ impl Mmu {
         for t in &mut self.tables {
             for &i in &t.live {
                 let e = &mut t.entries[i as usize];
-                if e.write.wrapping_add(e.addend) == host {
+                if e.host == host {
                     e.write = invalid(i as usize);
                 }
             }
         }
+        self.sites.drop_writes_to(host);
     }
 
     fn fill(&mut self, table: usize, lin: u64, gpa: u64, rights: Rights) {
@@ -292,14 +410,15 @@ impl Mmu {
             t.is_live[i] = true;
             t.live.push(i as u16);
         }
-        t.large |= rights.large;
+        t.large.note(lin, rights.shift);
         t.global[i] = rights.global;
-        let addend = self.base.wrapping_add(gpa & !0xfff).wrapping_sub(page);
+        self.local_high |= !rights.global && lin >> 63 != 0;
+        let host = self.base.wrapping_add(gpa & !0xfff);
         let no = invalid(i);
         let pick = |yes: bool| if yes { page } else { no };
         t.careful[i] = pick(rights.careful);
         t.entries[i] =
-            Entry { read: pick(rights.read), write: pick(rights.write), fetch: pick(rights.fetch), addend };
+            Entry { read: pick(rights.read), write: pick(rights.write), fetch: pick(rights.fetch), host };
     }
 }
 
@@ -321,7 +440,8 @@ struct Rights {
     careful: bool,
     fetch: bool,
     global: bool,
-    large: bool,
+    /// Of the page: 12, 21, 22 or 30.
+    shift: u8,
 }
 
 /// The page walker's view of guest RAM.
@@ -400,8 +520,8 @@ impl Cpu {
         // SAFETY: `cur` points to ENTRIES entries; the index is masked.
         let e = unsafe { &*self.mmu.cur.add(index_of(lin)) };
         // SAFETY: the tag matched: the invariant of this module.
-        (lin.wrapping_sub(e.read) <= PAGE_SIZE - T::SIZE)
-            .then(|| unsafe { T::load(lin.wrapping_add(e.addend) as *const u8) })
+        let off = lin.wrapping_sub(e.read);
+        (off <= PAGE_SIZE - T::SIZE).then(|| unsafe { T::load(e.host.wrapping_add(off) as *const u8) })
     }
 
     /// Stores to `lin` if the TLB in force has a fast entry for it, and says whether it had.
@@ -410,10 +530,11 @@ impl Cpu {
     pub fn store_hit<T: GuestInt>(&mut self, lin: u64, v: T) -> bool {
         // SAFETY: as in `load_hit`.
         let e = unsafe { &*self.mmu.cur.add(index_of(lin)) };
-        let hit = lin.wrapping_sub(e.write) <= PAGE_SIZE - T::SIZE;
+        let off = lin.wrapping_sub(e.write);
+        let hit = off <= PAGE_SIZE - T::SIZE;
         if hit {
             // SAFETY: as in `load_hit`.
-            unsafe { T::store(lin.wrapping_add(e.addend) as *mut u8, v) };
+            unsafe { T::store(e.host.wrapping_add(off) as *mut u8, v) };
         }
         hit
     }
@@ -424,9 +545,10 @@ impl Cpu {
     pub fn modify_hit<T: GuestInt>(&mut self, lin: u64, f: impl FnOnce(T) -> T) -> bool {
         // SAFETY: as in `load_hit`.
         let e = unsafe { &*self.mmu.cur.add(index_of(lin)) };
-        let hit = lin.wrapping_sub(e.write) <= PAGE_SIZE - T::SIZE;
+        let off = lin.wrapping_sub(e.write);
+        let hit = off <= PAGE_SIZE - T::SIZE;
         if hit {
-            let p = lin.wrapping_add(e.addend) as *mut u8;
+            let p = e.host.wrapping_add(off) as *mut u8;
             // SAFETY: as in `load_hit`.
             unsafe { T::store(p, f(T::load(p))) };
         }
@@ -594,7 +716,7 @@ impl Cpu {
         let e = unsafe { &*self.mmu.cur.add(index_of(lin)) };
         let off = lin.wrapping_sub(if write { e.write } else { e.read });
         let ok = off < PAGE_SIZE && len <= PAGE_SIZE - off;
-        ok.then(|| lin.wrapping_add(e.addend) as *const u8)
+        ok.then(|| e.host.wrapping_add(off) as *const u8)
     }
 
     /// Host address for an atomic read-modify-write of `size` bytes, if all of it is RAM within a page. The caller
@@ -759,7 +881,10 @@ impl Cpu {
     pub fn fetch_gpa(&mut self, lin: u64) -> R<u64> {
         let (word, bit) = fetched_bit(lin);
         self.mmu.fetched[word] |= bit;
-        self.translate(lin, Acc::Fetch)
+        let gpa = self.translate(lin, Acc::Fetch)?;
+        let table = &self.mmu.tables[self.mmu.slot * MODES + self.mmu.mode];
+        self.mmu.kernel_code_local |= self.cpl != 3 && !table.global[index_of(lin)];
+        Ok(gpa)
     }
 
     /// Whether `lin` is canonical (always, outside long mode).
@@ -786,7 +911,7 @@ impl Cpu {
             Acc::Fetch => e.fetch,
         };
         if tag == lin & !0xfff {
-            return Ok(lin.wrapping_add(e.addend).wrapping_sub(self.mmu.base));
+            return Ok((e.host | lin & 0xfff).wrapping_sub(self.mmu.base));
         }
         if acc == Acc::Write && self.mmu.tables[table].careful[index_of(lin)] == lin & !0xfff {
             return Ok(self.careful_write(lin, table));
@@ -800,7 +925,7 @@ impl Cpu {
     /// Guest-physical address of a page that holds code and may be written; back to fast writes if it holds code no more.
     fn careful_write(&mut self, lin: u64, table: usize) -> u64 {
         let i = index_of(lin);
-        let gpa = lin.wrapping_add(self.mmu.tables[table].entries[i].addend).wrapping_sub(self.mmu.base);
+        let gpa = (self.mmu.tables[table].entries[i].host | lin & 0xfff).wrapping_sub(self.mmu.base);
         if !self.mmu.memory.page_flags(gpa).has(PageFlags::CODE) {
             let before = self.mmu.memory.set_page_flags(gpa, PageFlags::DIRTY | PageFlags::WCACHED);
             if !before.has(PageFlags::CODE) {
@@ -855,7 +980,7 @@ impl Cpu {
                 careful: may_write && !write,
                 fetch: t.fetch,
                 global: t.global,
-                large: t.shift > 12,
+                shift: t.shift,
             };
             self.mmu.fill(table, lin, page, rights);
         }

@@ -24,16 +24,16 @@ const WINDOW: usize = 256;
 
 /// One processor under the interpreter.
 pub struct Interpreter {
-    cpu: Cpu,
+    pub(crate) cpu: Cpu,
     cache: Cache,
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
     started: Instant,
     /// An interrupt waits in the local APIC.
     intr: bool,
     /// Another processor has asked this one to leave HLT.
     unhalt: bool,
     /// Something beyond the stop word must be looked at before the next block.
-    attention: bool,
+    pub(crate) attention: bool,
 }
 
 /// Where the next instruction is.
@@ -60,13 +60,13 @@ impl Interpreter {
         }
     }
 
-    fn index(&self) -> u32 {
+    pub(crate) fn index(&self) -> u32 {
         self.cpu.index
     }
 
     /// Looks at everything that may come between two instructions, and runs one instruction by itself where something must
     /// follow it closely.
-    fn between(&mut self) -> Option<Exit> {
+    pub(crate) fn between(&mut self) -> Option<Exit> {
         if let Some(exit) = self.requests() {
             return Some(exit);
         }
@@ -121,7 +121,7 @@ impl Interpreter {
     }
 
     /// Asks the local APIC what waits.
-    fn poll(&mut self) {
+    pub(crate) fn poll(&mut self) {
         let p = self.cpu.io.pending();
         self.intr = p.intr;
         self.unhalt |= p.unhalt;
@@ -166,7 +166,7 @@ impl Interpreter {
             || self.cpu.debug_trap != 0
     }
 
-    fn update_attention(&mut self) {
+    pub(crate) fn update_attention(&mut self) {
         let c = &self.cpu;
         self.attention = self.intr && c.sysflags & rflags::IF != 0
             || c.nmi_pending && !c.nmi_blocked
@@ -242,7 +242,7 @@ impl Interpreter {
     }
 
     /// Runs the block at RIP (or only its first instruction), wherever it comes from.
-    fn block(&mut self, single: bool) -> Result<(), Exit> {
+    pub(crate) fn block(&mut self, single: bool) -> Result<(), Exit> {
         let lin = self.code_lin();
         let ctx = self.context(single);
         if let Some(n) = self.cache.jump(lin, ctx) {
@@ -275,7 +275,7 @@ impl Interpreter {
 
     /// After a block that was left early, changed the mode, or faulted.
     #[cold]
-    fn finish(&mut self) -> Result<(), Exit> {
+    pub(crate) fn finish(&mut self) -> Result<(), Exit> {
         self.cpu.leave = false;
         if self.cpu.exc.is_some() {
             self.cpu.stats.exceptions += 1;
@@ -290,7 +290,7 @@ impl Interpreter {
 
     /// Linear address of the next instruction.
     #[inline(always)]
-    fn code_lin(&self) -> u64 {
+    pub(crate) fn code_lin(&self) -> u64 {
         self.cpu.rip.wrapping_add(self.cpu.code_base) & self.cpu.code_mask
     }
 

@@ -6,6 +6,7 @@
 //! acknowledged everything to come.
 
 use ringer_engine::StopToken;
+use ringer_memory::CodeWatch;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -15,6 +16,27 @@ pub struct Shared {
     epoch: AtomicU64,
     acks: Box<[AtomicU64]>,
     stops: Mutex<Vec<(u32, StopToken)>>,
+    /// For each processor with translated code, the pages whose code was written over since it last looked.
+    dropped: Box<[Mutex<Vec<u64>>]>,
+}
+
+/// More pages than this are told as one: all of them.
+const MOST_DROPPED: usize = 1024;
+
+impl CodeWatch for Shared {
+    fn code_dropped(&self, page: u64) {
+        for (i, stop) in &*self.stops.lock().unwrap_or_else(PoisonError::into_inner) {
+            if let Some(d) = self.dropped.get(*i as usize) {
+                let mut d = d.lock().unwrap_or_else(PoisonError::into_inner);
+                if d.len() < MOST_DROPPED {
+                    d.push(page);
+                } else if d.last() != Some(&u64::MAX) {
+                    d.push(u64::MAX);
+                }
+                stop.raise(StopToken::ENGINE);
+            }
+        }
+    }
 }
 
 impl Shared {
@@ -22,7 +44,16 @@ impl Shared {
     #[must_use]
     pub fn new(vcpus: u32) -> Shared {
         let acks = (0..vcpus).map(|_| AtomicU64::new(u64::MAX)).collect();
-        Shared { epoch: AtomicU64::new(0), acks, stops: Mutex::new(Vec::new()) }
+        let dropped = (0..vcpus).map(|_| Mutex::default()).collect();
+        Shared { epoch: AtomicU64::new(0), acks, stops: Mutex::new(Vec::new()), dropped }
+    }
+
+    /// Moves to `into` the numbers of the pages whose code was written over since processor `index` last asked; `u64::MAX`
+    /// stands for all.
+    pub fn take_dropped(&self, index: u32, into: &mut Vec<u64>) {
+        if let Some(d) = self.dropped.get(index as usize) {
+            std::mem::swap(&mut *d.lock().unwrap_or_else(PoisonError::into_inner), into);
+        }
     }
 
     /// Registers how to get the attention of processor `index`.

@@ -2,7 +2,7 @@
 
 use crate::raw::{self, GuestInt, Mapping};
 use crate::{GRANULE, MemoryError, PAGE_SIZE, PageFlags};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock, Weak};
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
 
 /// RAM below the 32-bit hole ends here at the latest (3 GiB); the rest starts at [`HIGH_START`].
@@ -34,6 +34,13 @@ struct Inner {
     flags: Box<[AtomicU8]>,
     versions: Box<[AtomicU32]>,
     granules: Box<[AtomicU64]>,
+    watchers: RwLock<Vec<Weak<dyn CodeWatch>>>,
+}
+
+/// Who wants to know at once when decoded code has been written over.
+pub trait CodeWatch: std::fmt::Debug + Send + Sync {
+    /// The code of page number `page` has a new version. Called on the writer's thread, after the write.
+    fn code_dropped(&self, page: u64);
 }
 
 /// Guest RAM, shared by all processors and devices of a machine. Cloning shares it.
@@ -73,6 +80,7 @@ impl GuestMemory {
             flags: raw::zeroed_u8(pages),
             versions: raw::zeroed_u32(pages),
             granules: raw::zeroed_u64(pages),
+            watchers: RwLock::default(),
         })))
     }
 
@@ -276,6 +284,18 @@ impl GuestMemory {
         self.0.flags[page].fetch_and(!PageFlags::CODE, Ordering::SeqCst);
         self.0.granules[page].store(0, Ordering::SeqCst);
         self.0.versions[page].fetch_add(1, Ordering::SeqCst);
+        for w in &*self.0.watchers.read().unwrap_or_else(PoisonError::into_inner) {
+            if let Some(w) = w.upgrade() {
+                w.code_dropped(page as u64);
+            }
+        }
+    }
+
+    /// Lets `watcher` know of code that is written over, as long as it lives.
+    pub fn watch_code(&self, watcher: Weak<dyn CodeWatch>) {
+        let mut w = self.0.watchers.write().unwrap_or_else(PoisonError::into_inner);
+        w.retain(|w| w.strong_count() != 0);
+        w.push(watcher);
     }
 
     /// Takes the dirty log: one bit a page of each region, in order, lowest page first; clears what it reports.

@@ -11,7 +11,7 @@ pub mod raw;
 
 pub use error::MemoryError;
 pub use flags::PageFlags;
-pub use guest::{GuestMemory, HIGH_START, LOW_LIMIT, MAX_RAM, Region};
+pub use guest::{CodeWatch, GuestMemory, HIGH_START, LOW_LIMIT, MAX_RAM, Region};
 
 /// Bytes in a guest page, the unit of flags and versions.
 pub const PAGE_SIZE: u64 = 4096;

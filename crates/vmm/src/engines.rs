@@ -15,7 +15,7 @@ pub struct Choice {
 /// All engines of this build, best first.
 #[must_use]
 pub fn engines() -> Vec<Box<dyn Engine>> {
-    vec![Box::new(ringer_engine_soft::InterpreterEngine)]
+    vec![Box::new(ringer_engine_soft::TranslatorEngine), Box::new(ringer_engine_soft::InterpreterEngine)]
 }
 
 /// The engine called `name`, or, for `auto`, the first that works here.

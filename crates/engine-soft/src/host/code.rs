@@ -266,6 +266,10 @@ extern "C" fn handler(sig: libc::c_int, info: *mut libc::siginfo_t, uc: *mut lib
         }
         return;
     }
+    // SAFETY: an instruction raised it.
+    if by_instruction && unsafe { crate::translator::area::divert(regs, sig) } {
+        return;
+    }
     // SAFETY: OLD was written before this handler was installed; its handler is called as it was registered.
     unsafe {
         let old = (&raw const OLD).cast::<libc::sigaction>().add(n);

@@ -32,7 +32,7 @@ use ringer_arch::regs::cr4;
 use std::cell::Cell;
 use std::collections::HashMap;
 
-pub use code::cpuid;
+pub use code::{cpuid, random_u64 as random};
 pub use hot::select;
 pub use simple::mxcsr_mask;
 pub use xsave::{sanitize, xinuse};
@@ -129,6 +129,88 @@ impl Host {
 #[must_use]
 pub fn prepare(i: &Instruction) -> Option<HostOp> {
     class::is_ours(i).then(HostOp::default)
+}
+
+/// What state an instruction needs that runs as itself in translated code.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Unit {
+    /// General registers alone.
+    Integer,
+    /// SSE: CR0 and CR4 let it run.
+    Sse,
+    /// AVX: XCR0 does too.
+    Avx,
+    /// x87 or MMX.
+    X87,
+}
+
+/// An instruction of this module's that runs as itself in translated code.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Native {
+    /// What it runs on.
+    pub unit: Unit,
+    /// Its memory operand must be aligned to its size.
+    pub aligned: bool,
+    /// It sets the x87 instruction and operand pointers.
+    pub pointers: bool,
+    /// It does nothing at all.
+    pub nothing: bool,
+}
+
+/// Whether an instruction of this module's may run as itself in translated code, given that `cpu`'s model has it; if not,
+/// [`run`] executes it.
+#[must_use]
+pub fn native(cpu: &Cpu, i: &Instruction) -> Option<Native> {
+    if bit_scan(cpu, i).code() != i.code() {
+        return None;
+    }
+    let unit = match class::gate(cpu, i) {
+        Gate::None | Gate::VexGpr => Unit::Integer,
+        Gate::Sse => Unit::Sse,
+        Gate::Avx => Unit::Avx,
+        Gate::X87 | Gate::Mmx | Gate::Wait => Unit::X87,
+        Gate::X87NoWait if matches!(i.code(), Code::Fnstcw_m2byte | Code::Fnstsw_m2byte | Code::Fnstsw_AX) => Unit::X87,
+        _ => return None,
+    };
+    let nothing = class::is_prefetch(i.code());
+    let size = i.memory_size().size();
+    let memory = (0..i.op_count()).any(|o| i.op_kind(o) == OpKind::Memory);
+    if memory && !nothing && !(1..=32).contains(&size) {
+        return None;
+    }
+    let plain = simple::runs_as_itself(i) || fast::find(i).is_some();
+    if !plain && (software(i).is_some() || stub::make(i).is_none()) {
+        return None;
+    }
+    let aligned = class::alignment(cpu, i) != Align::Free;
+    let pointers = x87::pointers(i) == x87::Pointers::Set;
+    if x87::pointers(i) == x87::Pointers::Clear {
+        return None;
+    }
+    Some(Native { unit, aligned, pointers, nothing })
+}
+
+/// The x87 instruction that ran last as itself.
+#[derive(Clone, Copy, Debug)]
+pub struct LastX87<'a> {
+    /// The instruction.
+    pub insn: &'a Instruction,
+    /// Its bytes.
+    pub bytes: &'a [u8],
+    /// Its address.
+    pub ip: u64,
+    /// Offset of its memory operand, if it has one.
+    pub operand: u64,
+}
+
+/// Puts the host's x87 state, as FXSAVE gives it, into `cpu`'s; the pointers are those of `last`, if one ran since it was loaded.
+pub fn store_x87(cpu: &mut Cpu, image: &[u8; 512], last: Option<LastX87<'_>>) {
+    let x = &mut cpu.xsave.0;
+    x[..6].copy_from_slice(&image[..6]);
+    x[x87::at::ST..x87::at::XMM].copy_from_slice(&image[x87::at::ST..x87::at::XMM]);
+    if let Some(l) = last {
+        x87::set_last(cpu, l.insn, x87::opcode(l.bytes), l.ip, l.operand);
+    }
 }
 
 /// Executes an instruction if it belongs to this module. `cpu.next_rip` is that of the following instruction.

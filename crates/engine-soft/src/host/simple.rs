@@ -30,6 +30,25 @@ pub fn find(i: &Instruction) -> Option<Special> {
     })
 }
 
+/// Whether an instruction of [`find`]'s may run as itself in translated code.
+#[must_use]
+pub fn runs_as_itself(i: &Instruction) -> bool {
+    is_prefetch(i.code())
+        || is_fence(i.code())
+        || matches!(
+            i.code(),
+            Code::Wait
+                | Code::Movnti_m32_r32
+                | Code::Movnti_m64_r64
+                | Code::Stmxcsr_m32
+                | Code::VEX_Vstmxcsr_m32
+                | Code::VEX_Vzeroall
+                | Code::VEX_Vzeroupper
+                | Code::Fnstcw_m2byte
+                | Code::Fnstsw_m2byte
+        )
+}
+
 fn fence(_: &mut Cpu, _: &Instruction) -> R<()> {
     std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
     Ok(())

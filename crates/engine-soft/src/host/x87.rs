@@ -189,6 +189,22 @@ pub fn set_pointers(cpu: &mut Cpu, i: &Instruction, what: Pointers, own: u16, be
     put(cpu, fop, fip, fdp);
 }
 
+/// Sets the pointers to those of `i`, which has run as itself at `fip` with the opcode `own` and, if it has a memory operand, `fdp`.
+pub fn set_last(cpu: &mut Cpu, i: &Instruction, own: u16, fip: u64, fdp: u64) {
+    let before = save(cpu);
+    let es = fsw(cpu) & ES != 0;
+    let visible = !cpu.has(Feature::ZERO_FCS_FDS);
+    let fop = if cpu.model.vendor() == Vendor::Amd || es { own } else { before.fop };
+    cpu.host.selectors.cs = if visible { cpu.seg[sreg::CS].selector } else { 0 };
+    let memory = (0..i.op_count()).any(|o| i.op_kind(o) == OpKind::Memory);
+    let operand = memory && (es || !cpu.has(Feature::FDP_EXCPTN_ONLY));
+    if operand {
+        let ds = cpu.seg[sreg_index(i.memory_segment())].selector;
+        cpu.host.selectors.ds = if visible { ds } else { 0 };
+    }
+    put(cpu, fop, fip, if operand { fdp } else { before.fdp });
+}
+
 /// Whether addresses in environments are segment × 16 + offset.
 #[must_use]
 pub fn real_format(cpu: &Cpu) -> bool {

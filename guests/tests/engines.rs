@@ -1,4 +1,4 @@
-//! Every guest under the interpreter.
+//! Every guest under every software engine.
 
 use ringer_guests::{ALL, End, Guest, PASSED, find};
 use ringer_vmm::{Control, Machine, OnReset, Outcome, SerialSides, VmSpec, choose};
@@ -26,7 +26,7 @@ impl Write for Console {
 }
 
 /// Runs a guest to its end; panics with its console if that is not what it should be.
-fn run(guest: &Guest) {
+fn run(guest: &Guest, engine: &str) {
     let mut kernel = tempfile::NamedTempFile::new().unwrap();
     kernel.write_all(guest.image).unwrap();
     let mut spec = VmSpec::new(kernel.path().to_owned());
@@ -38,7 +38,7 @@ fn run(guest: &Guest) {
     }
     let console = Console::default();
     let outputs = [Some(Box::new(console.clone()) as Box<dyn Write + Send>), None, None, None];
-    let engine = choose("interpreter").unwrap().engine;
+    let engine = choose(engine).unwrap().engine;
     let mut machine = Machine::new(spec, engine.as_ref(), SerialSides { outputs }, Instant::now()).unwrap();
     let handle = machine.handle();
     let (ended, end) = channel::<()>();
@@ -63,10 +63,18 @@ fn run(guest: &Guest) {
 
 macro_rules! tests {
     ($($test:ident $name:literal,)*) => {
-        $(#[test]
-        fn $test() {
-            run(find($name).unwrap());
-        })*
+        mod interpreter {
+            $(#[test]
+            fn $test() {
+                super::run(super::find($name).unwrap(), "interpreter");
+            })*
+        }
+        mod translator {
+            $(#[test]
+            fn $test() {
+                super::run(super::find($name).unwrap(), "translator");
+            })*
+        }
 
         /// No guest is left out.
         #[test]

@@ -1,0 +1,159 @@
+//! [`Sites`]: the one-entry caches of translated code's memory accesses. An unsafe room: the entries live in memory that
+//! translated code reads and fills.
+//!
+//! A site that is hot has an entry of its own (tag and host page) right where its code can name it, so that a hit takes no
+//! index computation. Sites that were filled stand in a log, so that dropping them costs what filling them did.
+
+use std::ptr;
+
+/// One site's entry. Translated code knows the layout.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Site {
+    /// Linear address of the page, or [`Sites::nowhere`].
+    pub tag: u64,
+    /// Its host address.
+    pub host: u64,
+    /// Refills left before the site is taken for one that has no locality.
+    pub refills: i32,
+    /// 4096 less the bytes of the access.
+    pub limit: u16,
+    /// It stands in the log.
+    pub logged: u8,
+    /// It is a write's.
+    pub write: u8,
+}
+
+/// The most sites in the log.
+pub const LOG_LEN: usize = 16384;
+
+/// All sites of one processor's translated code, or none.
+#[derive(Debug)]
+pub struct Sites {
+    base: *mut Site,
+    /// Low halves of the addresses, as translated code sees them, of the sites that were filled.
+    log: *mut u32,
+    len: *mut u32,
+    /// The low half of `base` in translated code's view.
+    low: u32,
+    nowhere: u64,
+    nothing: u64,
+}
+
+impl Sites {
+    /// For an engine without translated code.
+    #[must_use]
+    pub fn none() -> Sites {
+        Sites {
+            base: ptr::null_mut(),
+            log: ptr::null_mut(),
+            len: ptr::null_mut(),
+            low: 0,
+            nowhere: 0,
+            nothing: 0,
+        }
+    }
+
+    /// Sites from `base` on, logged in `log`, whose length is `len`. An empty site has the tag `nowhere` (a page that no
+    /// guest can name but by guessing) and the host page `nothing` (which holds nothing).
+    ///
+    /// # Safety
+    /// `base` is the start of an array of initialised sites that covers every site that is ever logged, `log` has room for
+    /// [`LOG_LEN`] entries; both, and `len`, are valid for as long as this value is used, on one thread at a time. `low` is the low
+    /// half of the address that translated code logs for the first site.
+    #[must_use]
+    pub unsafe fn new(base: *mut Site, low: u32, log: *mut u32, len: *mut u32, nowhere: u64, nothing: u64) -> Sites {
+        Sites { base, log, len, low, nowhere, nothing }
+    }
+
+    /// An empty site for accesses of `size` bytes.
+    #[must_use]
+    pub fn empty(&self, size: u64, write: bool, refills: i32) -> Site {
+        Site {
+            tag: self.nowhere,
+            host: self.nothing,
+            refills,
+            limit: (4096 - size.min(4096)) as u16,
+            logged: 0,
+            write: u8::from(write),
+        }
+    }
+
+    /// Puts a site that was just filled into the log; false if the log is full and the site has not been filled.
+    pub fn fill(&mut self, index: u32, tag: u64, host: u64) -> bool {
+        // SAFETY: the type's contract.
+        unsafe {
+            let s = self.base.add(index as usize);
+            if (*s).logged == 0 {
+                if *self.len as usize >= LOG_LEN {
+                    self.drop_all();
+                }
+                *self.log.add(*self.len as usize) = self.low.wrapping_add(index * size_of::<Site>() as u32);
+                *self.len += 1;
+                (*s).logged = 1;
+            }
+            (*s).tag = tag;
+            (*s).host = host;
+        }
+        true
+    }
+
+    /// Empties the sites that `gone` names.
+    fn drop_if(&mut self, mut gone: impl FnMut(&Site) -> bool) {
+        if self.base.is_null() {
+            return;
+        }
+        // SAFETY: the type's contract; every logged value is that of a site.
+        unsafe {
+            let n = (*self.len as usize).min(LOG_LEN);
+            let mut kept = 0;
+            for i in 0..n {
+                let at = *self.log.add(i);
+                let index = at.wrapping_sub(self.low) as usize / size_of::<Site>();
+                let s = self.base.add(index);
+                if gone(&*s) {
+                    (*s).tag = self.nowhere;
+                    (*s).host = self.nothing;
+                    (*s).logged = 0;
+                } else {
+                    *self.log.add(kept) = at;
+                    kept += 1;
+                }
+            }
+            *self.len = kept as u32;
+        }
+    }
+
+    /// Empties all.
+    pub fn drop_all(&mut self) {
+        self.drop_if(|_| true);
+    }
+
+    /// Empties those of the lower half of the address space.
+    pub fn drop_low(&mut self) {
+        self.drop_if(|s| s.tag >> 63 == 0);
+    }
+
+    /// Empties those of the linear page `page`.
+    pub fn drop_page(&mut self, page: u64) {
+        self.drop_if(|s| s.tag == page);
+    }
+
+    /// Empties those of writes.
+    pub fn drop_writes(&mut self) {
+        self.drop_if(|s| s.write != 0);
+    }
+
+    /// Empties those of writes to the host page `host`.
+    pub fn drop_writes_to(&mut self, host: u64) {
+        self.drop_if(|s| s.write != 0 && s.host == host);
+    }
+
+    /// Forgets the log: the sites are gone.
+    pub fn forget(&mut self) {
+        if !self.len.is_null() {
+            // SAFETY: the type's contract.
+            unsafe { *self.len = 0 };
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! Memory for translated code: an unsafe room. Code is one memfd mapped twice, writable and executable (W^X); behind the executable
+//! mapping, within reach of RIP-relative operands, lie the sites' entries.
+
+use super::ctx::{self, Ctx};
+use crate::sites::Site;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::{io, ptr};
+
+/// Areas that may be alive at once in one process.
+const MAX_AREAS: usize = 4096;
+/// Executable base, its length and the exit for faults of each live area, for the signal handler.
+static AREAS: [[AtomicUsize; 3]; MAX_AREAS] =
+    [const { [AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0)] }; MAX_AREAS];
+/// Areas below this index may be alive.
+static USED: AtomicUsize = AtomicUsize::new(0);
+
+/// Code and sites of one processor.
+pub struct Area {
+    write: *mut u8,
+    exec: *mut u8,
+    code_len: usize,
+    data: *mut u8,
+    data_len: usize,
+    /// Stands in for what an empty site maps.
+    nothing: *mut u8,
+    slot: usize,
+}
+
+// SAFETY: the mappings belong to this value alone and have no thread affinity.
+unsafe impl Send for Area {}
+
+impl Area {
+    /// An area for `code_len` bytes of code and `sites` sites.
+    ///
+    /// # Errors
+    /// The host's, when it gives no memory or the process has too many areas.
+    pub fn new(code_len: usize, sites: usize) -> io::Result<Area> {
+        let page = 4096;
+        let code_len = code_len.next_multiple_of(page);
+        let data_len = (sites * size_of::<Site>()).next_multiple_of(page);
+        // SAFETY: a constant C string and flags; the result is checked.
+        let fd = unsafe { libc::memfd_create(c"ringer-code".as_ptr(), libc::MFD_CLOEXEC) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: fd is a fresh descriptor that nobody else owns.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        // SAFETY: a descriptor of our own.
+        if unsafe { libc::ftruncate(fd.as_raw_fd(), code_len as libc::off_t) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let anonymous = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        let rw = libc::PROT_READ | libc::PROT_WRITE;
+        let whole = code_len + data_len + page;
+        // SAFETY: fresh mappings at addresses of the kernel's choice, then one over part of our own reservation.
+        let (write, exec) = unsafe {
+            let write = libc::mmap(ptr::null_mut(), code_len, rw, libc::MAP_SHARED, fd.as_raw_fd(), 0);
+            if write == libc::MAP_FAILED {
+                return Err(io::Error::last_os_error());
+            }
+            let exec = libc::mmap(ptr::null_mut(), whole, rw, anonymous, -1, 0);
+            if exec == libc::MAP_FAILED {
+                let e = io::Error::last_os_error();
+                libc::munmap(write, code_len);
+                return Err(e);
+            }
+            let flags = libc::MAP_SHARED | libc::MAP_FIXED;
+            let rx = libc::PROT_READ | libc::PROT_EXEC;
+            if libc::mmap(exec, code_len, rx, flags, fd.as_raw_fd(), 0) == libc::MAP_FAILED {
+                let e = io::Error::last_os_error();
+                libc::munmap(write, code_len);
+                libc::munmap(exec, whole);
+                return Err(e);
+            }
+            libc::madvise(exec, whole, libc::MADV_DONTDUMP);
+            (write.cast::<u8>(), exec.cast::<u8>())
+        };
+        // SAFETY: within the reservation.
+        let (data, nothing) = unsafe { (exec.add(code_len), exec.add(code_len + data_len)) };
+        let mut area = Area { write, exec, code_len, data, data_len, nothing, slot: usize::MAX };
+        area.slot = (0..MAX_AREAS)
+            .find(|&i| {
+                AREAS[i][1].compare_exchange(0, code_len, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+            })
+            .ok_or_else(|| io::Error::other("too many processors in one process"))?;
+        USED.fetch_max(area.slot + 1, Ordering::SeqCst);
+        Ok(area)
+    }
+
+    /// From now on faults in the code continue at host address `exit`, with RSP as it is.
+    pub fn divert_faults(&self, exit: u64) {
+        AREAS[self.slot][2].store(exit as usize, Ordering::SeqCst);
+        AREAS[self.slot][0].store(self.exec as usize, Ordering::SeqCst);
+    }
+
+    /// Host address of the code.
+    #[must_use]
+    pub fn exec(&self) -> u64 {
+        self.exec as u64
+    }
+
+    /// Bytes of code that fit.
+    #[must_use]
+    pub fn code_len(&self) -> usize {
+        self.code_len
+    }
+
+    /// The first site.
+    #[must_use]
+    pub fn sites(&self) -> *mut Site {
+        self.data.cast()
+    }
+
+    /// Sites that fit.
+    #[must_use]
+    pub fn site_count(&self) -> usize {
+        self.data_len / size_of::<Site>()
+    }
+
+    /// Host address of site `n`.
+    #[must_use]
+    pub fn site(&self, n: u32) -> u64 {
+        self.data as u64 + u64::from(n) * size_of::<Site>() as u64
+    }
+
+    /// The number of the site at host address `p`.
+    #[must_use]
+    pub fn site_index(&self, p: u64) -> u32 {
+        (p.wrapping_sub(self.data as u64) / size_of::<Site>() as u64) as u32
+    }
+
+    /// Site `n`.
+    #[must_use]
+    pub fn read_site(&self, n: u32) -> Option<Site> {
+        // SAFETY: checked to be inside; any bytes are a valid site.
+        ((n as usize) < self.site_count()).then(|| unsafe { *self.sites().add(n as usize) })
+    }
+
+    /// Sets site `n`.
+    pub fn write_site(&mut self, n: u32, s: Site) {
+        if (n as usize) < self.site_count() {
+            // SAFETY: checked to be inside.
+            unsafe { *self.sites().add(n as usize) = s };
+        }
+    }
+
+    /// Host address of the page that empty sites map.
+    #[must_use]
+    pub fn nothing(&self) -> u64 {
+        self.nothing as u64
+    }
+
+    /// Puts code at offset `at`; false if it does not fit.
+    #[must_use]
+    pub fn put(&mut self, at: usize, code: &[u8]) -> bool {
+        let fits = at.checked_add(code.len()).is_some_and(|end| end <= self.code_len);
+        if fits {
+            // SAFETY: inside the writable mapping, which nobody else refers to.
+            unsafe { ptr::copy_nonoverlapping(code.as_ptr(), self.write.add(at), code.len()) };
+        }
+        fits
+    }
+
+    /// Code at `at..at+len`, for logs.
+    #[must_use]
+    pub fn code(&self, at: usize, len: usize) -> Vec<u8> {
+        let len = len.min(self.code_len.saturating_sub(at));
+        // SAFETY: clamped to the mapping.
+        unsafe { std::slice::from_raw_parts(self.write.add(at.min(self.code_len)), len) }.to_vec()
+    }
+
+    /// Runs code from host address `to` on until it is left. `enter` is the entry stub.
+    ///
+    /// # Safety
+    /// `enter` is the entry stub of this area, `to` the start of a block of it, or a place in one where the guest's state is all in
+    /// the homes that the block expects; `c` is this area's context, and all its pointers are valid.
+    pub unsafe fn run(&self, enter: u64, c: *mut Ctx, to: u64) {
+        // SAFETY: the caller vouches for the code; it keeps to the System V ABI.
+        unsafe {
+            let f: extern "sysv64" fn(*mut Ctx, u64) = std::mem::transmute(enter as *const ());
+            f(c, to);
+        }
+    }
+}
+
+impl Drop for Area {
+    fn drop(&mut self) {
+        if let Some(a) = AREAS.get(self.slot) {
+            a[0].store(0, Ordering::SeqCst);
+            a[1].store(0, Ordering::SeqCst);
+        }
+        // SAFETY: exactly the mappings made in `new`.
+        unsafe {
+            libc::munmap(self.write.cast(), self.code_len);
+            libc::munmap(self.exec.cast(), self.code_len + self.data_len + 4096);
+        }
+    }
+}
+
+/// Diverts a fault in translated code to its area's exit; false if it is in none.
+///
+/// # Safety
+/// `regs` are those of a fault that an instruction raised.
+pub unsafe fn divert(regs: &mut [libc::greg_t; 23], sig: libc::c_int) -> bool {
+    let pc = regs[libc::REG_RIP as usize] as usize;
+    for [base, len, exit] in &AREAS[..USED.load(Ordering::SeqCst)] {
+        let base = base.load(Ordering::SeqCst);
+        if base == 0 || pc.wrapping_sub(base) >= len.load(Ordering::SeqCst) {
+            continue;
+        }
+        let c = regs[libc::REG_RSP as usize] as *mut Ctx;
+        // SAFETY: RSP is the context's address wherever guest instructions run.
+        unsafe {
+            (&raw mut (*c).fault_pc).write_volatile(pc as u64);
+            (&raw mut (*c).fault_sig).write_volatile(sig as u32);
+            (&raw mut (*c).kind).write_volatile(ctx::exit::FAULT);
+        }
+        regs[libc::REG_RIP as usize] = exit.load(Ordering::SeqCst) as i64;
+        return true;
+    }
+    false
+}
+
+/// Loads the x87 state of an XSAVE area's legacy region into the host's registers.
+///
+/// # Safety
+/// Nothing else may use the x87 registers of this thread until [`unload_x87`].
+pub unsafe fn load_x87(from: &[u8; 160]) {
+    #[repr(C, align(64))]
+    struct Image([u8; 576]);
+    let mut b = Image([0; 576]);
+    b.0[..24].copy_from_slice(&from[..24]);
+    b.0[32..160].copy_from_slice(&from[32..160]);
+    b.0[512] = 1;
+    // SAFETY: a valid image in standard form that holds x87 state alone; the host has XSAVE (checked by the caller).
+    unsafe {
+        core::arch::asm!("xrstor64 [{b}]", b = in(reg) b.0.as_ptr(), in("eax") 1, in("edx") 0, options(nostack));
+    }
+}
+
+/// The host's x87 state, and the x87 unit back in its initial state.
+#[must_use]
+pub fn unload_x87() -> [u8; 512] {
+    #[repr(C, align(64))]
+    struct Image([u8; 512]);
+    let mut b = Image([0; 512]);
+    // SAFETY: 512 aligned bytes of our own; compiled code expects the x87 unit in its initial state.
+    unsafe {
+        core::arch::asm!("fxsave64 [{b}]", "fninit", b = in(reg) b.0.as_mut_ptr(), options(nostack));
+    }
+    b.0
+}

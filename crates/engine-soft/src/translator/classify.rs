@@ -1,0 +1,182 @@
+//! Which guest instructions run as themselves in translated code, and how the others are taken care of.
+
+use crate::cpu::Cpu;
+use crate::host::{self, Unit};
+use crate::translator::key;
+use iced_x86::{Code, FlowControl, Instruction, Mnemonic as M, OpKind, Register};
+use ringer_arch::cpu::Feature;
+
+/// What becomes of an instruction.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Class {
+    /// It runs as itself, its memory operand redirected.
+    Native {
+        /// What state it needs.
+        unit: Unit,
+        /// Its memory operand must be aligned.
+        aligned: bool,
+        /// It sets the x87 pointers.
+        pointers: bool,
+    },
+    /// Nothing: a hint.
+    Nothing,
+    /// PUSH of a register, an immediate or memory.
+    Push,
+    /// POP to a register.
+    Pop,
+    /// LEAVE.
+    Leave,
+    /// JMP or Jcc to a known place.
+    Jump,
+    /// LOOP and JRCXZ.
+    CountJump,
+    /// CALL of a known place.
+    Call,
+    /// JMP through a register or memory.
+    JumpIndirect,
+    /// CALL through a register or memory.
+    CallIndirect,
+    /// RET.
+    Ret,
+    /// The interpreter executes it, and the block goes on after it.
+    Interp,
+    /// The interpreter executes it, and it ends the block.
+    InterpLast,
+}
+
+const INT: Class = Class::Native { unit: Unit::Integer, aligned: false, pointers: false };
+
+/// What becomes of `i` in code that is translated under `k`.
+#[must_use]
+pub fn classify(cpu: &Cpu, i: &Instruction, k: u32) -> Class {
+    if i.is_invalid() {
+        return Class::InterpLast;
+    }
+    let fallback = if i.flow_control() != FlowControl::Next || i.mnemonic() == M::Hlt {
+        Class::InterpLast
+    } else {
+        Class::Interp
+    };
+    let known = flow(i, k).or_else(|| stack(i, k)).or_else(|| integer(cpu, i));
+    if let Some(c) = known {
+        return c;
+    }
+    if host::prepare(i).is_none() || i.flow_control() != FlowControl::Next {
+        return fallback;
+    }
+    let Some(n) = host::native(cpu, i) else { return fallback };
+    if n.nothing {
+        return Class::Nothing;
+    }
+    let open = match n.unit {
+        Unit::Integer => true,
+        Unit::Sse => k & key::SSE != 0,
+        Unit::Avx => k & key::AVX != 0,
+        Unit::X87 => k & key::X87 != 0,
+    };
+    if !open {
+        return fallback;
+    }
+    Class::Native { unit: n.unit, aligned: n.aligned, pointers: n.pointers }
+}
+
+fn flow(i: &Instruction, k: u32) -> Option<Class> {
+    let wide = k & key::BITS64 != 0;
+    let near = |op: u32| {
+        let want = if wide { OpKind::NearBranch64 } else { OpKind::NearBranch32 };
+        i.op_kind(op) == want
+    };
+    // An operand of the mode's own width; others are rare.
+    let operand = || {
+        if i.op0_kind() == OpKind::Register {
+            i.op0_register().size() == if wide { 8 } else { 4 }
+        } else {
+            i.memory_size().size() == if wide { 8 } else { 4 }
+        }
+    };
+    Some(match i.flow_control() {
+        FlowControl::UnconditionalBranch if i.is_jmp_short_or_near() && near(0) => Class::Jump,
+        FlowControl::ConditionalBranch if i.is_jcc_short_or_near() && near(0) => Class::Jump,
+        FlowControl::ConditionalBranch
+            if matches!(i.code(), Code::Jrcxz_rel8_64 | Code::Loop_rel8_64_RCX) && near(0) =>
+        {
+            Class::CountJump
+        }
+        FlowControl::Call if i.is_call_near() && near(0) => Class::Call,
+        FlowControl::IndirectBranch if i.is_jmp_near_indirect() && operand() => Class::JumpIndirect,
+        FlowControl::IndirectCall if i.is_call_near_indirect() && operand() => Class::CallIndirect,
+        FlowControl::Return
+            if matches!(i.code(), Code::Retnq | Code::Retnq_imm16) && wide
+                || matches!(i.code(), Code::Retnd | Code::Retnd_imm16) && !wide =>
+        {
+            Class::Ret
+        }
+        _ => return None,
+    })
+}
+
+fn stack(i: &Instruction, k: u32) -> Option<Class> {
+    let wide = k & key::BITS64 != 0;
+    use Code as C;
+    Some(match i.code() {
+        C::Push_r64 | C::Push_rm64 | C::Pushq_imm8 | C::Pushq_imm32 if wide => Class::Push,
+        C::Push_r32 | C::Push_rm32 | C::Pushd_imm8 | C::Pushd_imm32 if !wide => Class::Push,
+        C::Pop_r64 if wide => Class::Pop,
+        C::Pop_rm64 if wide && i.op0_kind() == OpKind::Register => Class::Pop,
+        C::Pop_r32 if !wide => Class::Pop,
+        C::Pop_rm32 if !wide && i.op0_kind() == OpKind::Register => Class::Pop,
+        C::Leaveq if wide => Class::Leave,
+        C::Leaved if !wide => Class::Leave,
+        _ => return None,
+    })
+}
+
+fn on_general_or_memory(i: &Instruction) -> bool {
+    (0..i.op_count()).all(|n| i.op_kind(n) != OpKind::Register || i.op_register(n).is_gpr())
+}
+
+/// Integer instructions that every model has, or this one.
+fn integer(cpu: &Cpu, i: &Instruction) -> Option<Class> {
+    let yes = match i.mnemonic() {
+        M::Mov | M::Movzx | M::Movsx => on_general_or_memory(i),
+        M::Movsxd => i.code() != Code::Movsxd_r16_rm16,
+        M::Add | M::Or | M::Adc | M::Sbb | M::And | M::Sub | M::Xor | M::Cmp | M::Test => true,
+        M::Inc | M::Dec | M::Neg | M::Not | M::Lea => true,
+        M::Rol | M::Ror | M::Rcl | M::Rcr | M::Shl | M::Sal | M::Shr | M::Sar | M::Shld | M::Shrd => true,
+        M::Mul | M::Imul | M::Div | M::Idiv | M::Xadd | M::Cmpxchg => true,
+        M::Xchg => true,
+        M::Cmpxchg8b => cpu.has(Feature::CX8),
+        M::Cmpxchg16b => true,
+        // In memory a bit offset in a register reaches beyond the operand.
+        M::Bt | M::Bts | M::Btr | M::Btc => i.op0_kind() == OpKind::Register || i.op1_kind() == OpKind::Immediate8,
+        M::Bsf | M::Bsr => true,
+        M::Bswap => i.op0_register().size() >= 4,
+        M::Cbw | M::Cwde | M::Cdqe | M::Cwd | M::Cdq | M::Cqo => true,
+        M::Clc | M::Stc | M::Cmc => true,
+        M::Lahf | M::Sahf => true,
+        M::Nop | M::Endbr64 | M::Endbr32 => return Some(Class::Nothing),
+        // With a REX prefix it may be something else.
+        M::Pause => i.len() == 2,
+        m => return conditional(cpu, m),
+    };
+    if !yes || i.op_count() > 0 && (0..i.op_count()).any(|n| i.op_register(n) == Register::RIP) {
+        return None;
+    }
+    // The interpreter refuses LOCK where it does not belong; iced calls such instructions invalid.
+    let aligned = i.mnemonic() == M::Cmpxchg16b;
+    Some(if aligned { Class::Native { unit: Unit::Integer, aligned, pointers: false } } else { INT })
+}
+
+fn conditional(cpu: &Cpu, m: M) -> Option<Class> {
+    let set = matches!(
+        m,
+        M::Seta | M::Setae | M::Setb | M::Setbe | M::Sete | M::Setg | M::Setge | M::Setl | M::Setle | M::Setne
+            | M::Setno | M::Setnp | M::Setns | M::Seto | M::Setp | M::Sets
+    );
+    let mov = matches!(
+        m,
+        M::Cmova | M::Cmovae | M::Cmovb | M::Cmovbe | M::Cmove | M::Cmovg | M::Cmovge | M::Cmovl | M::Cmovle
+            | M::Cmovne | M::Cmovno | M::Cmovnp | M::Cmovns | M::Cmovo | M::Cmovp | M::Cmovs
+    );
+    (set || mov && cpu.has(Feature::CMOV)).then_some(INT)
+}

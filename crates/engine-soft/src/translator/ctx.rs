@@ -1,0 +1,206 @@
+//! [`Ctx`]: what translated code works on. RSP points to it while guest code runs. An unsafe room: it lies in a mapping of its
+//! own, with room below for a signal's frame.
+
+use crate::sites::LOG_LEN;
+use std::mem::offset_of;
+use std::{io, ptr};
+
+/// Entries of the jump cache.
+pub const JUMPS: usize = 4096;
+/// Bytes below the context.
+const STACK: usize = 256 << 10;
+
+/// Where a guest address led to last. Empty ones have a `gen` of 0.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Jump {
+    /// Guest linear address.
+    pub lin: u64,
+    /// Generation of code addresses, and mode, in which it did: [`Ctx::gen_key`].
+    pub gen_key: u64,
+    /// Its page.
+    pub vpage: u64,
+    /// The block's code.
+    pub code: u64,
+}
+
+/// Why translated code was left: [`Ctx::kind`].
+#[allow(missing_docs)]
+pub mod exit {
+    /// To a block that is not linked yet; `arg` is the link.
+    pub const LINK: u32 = 1;
+    /// To the guest address `arg`; `lin` is the op.
+    pub const INDIRECT: u32 = 2;
+    /// The interpreter is to execute op `arg`.
+    pub const INTERP: u32 = 3;
+    /// The site at host address `arg` has no entry for `lin`.
+    pub const MEM: u32 = 4;
+    /// A signal: `fault_pc`, `fault_sig`.
+    pub const FAULT: u32 = 5;
+    /// Block `arg` is no more.
+    pub const STALE: u32 = 6;
+    /// Block `arg` needs the x87 state loaded.
+    pub const X87: u32 = 7;
+}
+
+/// See the module.
+#[repr(C, align(64))]
+#[allow(missing_docs)]
+pub struct Ctx {
+    /// Guest R9, R10, R11.
+    pub spilled: [u64; 3],
+    /// The arithmetic flags in [`crate::hostops`]' form, in the low half.
+    pub fl: u32,
+    pub _pad: u32,
+    /// Guest address of the page that runs.
+    pub vpage: u64,
+    /// Generation of code addresses, and mode.
+    pub gen_key: u64,
+    /// The soft TLB's table in force.
+    pub table: u64,
+    /// The stop word.
+    pub stop: u64,
+    /// Bases of FS and GS.
+    pub fs: u64,
+    pub gs: u64,
+    /// Vector state is in the host's registers.
+    pub vec: u32,
+    /// x87 state is.
+    pub x87: u32,
+    /// Scratch: the miss stubs' two, and one of blocks'.
+    pub tmp: [u64; 3],
+    /// Guest instructions executed.
+    pub instret: u64,
+    // From here on offsets take four bytes.
+    /// The general registers of the processor, outside translated code.
+    pub regs: u64,
+    /// Its XSAVE area.
+    pub xsave: u64,
+    pub log_len: u32,
+    pub kind: u32,
+    pub arg: u64,
+    /// What R10 held on the way out, and will on the way in.
+    pub lin: u64,
+    pub host_rsp: u64,
+    pub fault_pc: u64,
+    pub fault_sig: u32,
+    pub host_mxcsr: u32,
+    /// Vector state must be loaded on the way in.
+    pub want_vec: u32,
+    /// Last x87 instruction: its op, its page, its operand's address; and of the one that is on its way.
+    pub x87_op: u32,
+    pub x87_page: u64,
+    pub x87_operand: u64,
+    pub x87_next: u64,
+    pub jumps: [Jump; JUMPS],
+    pub log: [u32; LOG_LEN],
+}
+
+/// Offsets in [`Ctx`].
+#[allow(missing_docs)]
+pub mod off {
+    use super::{Ctx, offset_of};
+    pub const FL: i32 = offset_of!(Ctx, fl) as i32;
+    pub const VPAGE: i32 = offset_of!(Ctx, vpage) as i32;
+    pub const GEN: i32 = offset_of!(Ctx, gen_key) as i32;
+    pub const TABLE: i32 = offset_of!(Ctx, table) as i32;
+    pub const STOP: i32 = offset_of!(Ctx, stop) as i32;
+    pub const FS: i32 = offset_of!(Ctx, fs) as i32;
+    pub const GS: i32 = offset_of!(Ctx, gs) as i32;
+    pub const VEC: i32 = offset_of!(Ctx, vec) as i32;
+    pub const X87: i32 = offset_of!(Ctx, x87) as i32;
+    pub const TMP: i32 = offset_of!(Ctx, tmp) as i32;
+    pub const INSTRET: i32 = offset_of!(Ctx, instret) as i32;
+    pub const REGS: i32 = offset_of!(Ctx, regs) as i32;
+    pub const XSAVE: i32 = offset_of!(Ctx, xsave) as i32;
+    pub const LOG_LEN: i32 = offset_of!(Ctx, log_len) as i32;
+    pub const KIND: i32 = offset_of!(Ctx, kind) as i32;
+    pub const ARG: i32 = offset_of!(Ctx, arg) as i32;
+    pub const LIN: i32 = offset_of!(Ctx, lin) as i32;
+    pub const HOST_RSP: i32 = offset_of!(Ctx, host_rsp) as i32;
+    pub const HOST_MXCSR: i32 = offset_of!(Ctx, host_mxcsr) as i32;
+    pub const WANT_VEC: i32 = offset_of!(Ctx, want_vec) as i32;
+    pub const X87_OP: i32 = offset_of!(Ctx, x87_op) as i32;
+    pub const X87_PAGE: i32 = offset_of!(Ctx, x87_page) as i32;
+    pub const X87_OPERAND: i32 = offset_of!(Ctx, x87_operand) as i32;
+    pub const X87_NEXT: i32 = offset_of!(Ctx, x87_next) as i32;
+    pub const JUMPS: i32 = offset_of!(Ctx, jumps) as i32;
+    pub const LOG: i32 = offset_of!(Ctx, log) as i32;
+    /// Of `jumps`' fields.
+    pub const JUMP_GEN: i32 = JUMPS + 8;
+    pub const JUMP_VPAGE: i32 = JUMPS + 16;
+    pub const JUMP_CODE: i32 = JUMPS + 24;
+}
+
+/// The home of guest register `r`, where it has none among the host's.
+#[must_use]
+pub fn spilled(r: u8) -> Option<i32> {
+    (9..=11).contains(&r).then(|| i32::from(r - 9) * 8)
+}
+
+/// A context in its mapping.
+pub struct CtxBox {
+    map: *mut u8,
+    len: usize,
+    ctx: *mut Ctx,
+}
+
+// SAFETY: the mapping belongs to this value alone and has no thread affinity.
+unsafe impl Send for CtxBox {}
+
+impl CtxBox {
+    /// A context of zeros.
+    ///
+    /// # Errors
+    /// The host's, when it gives no memory.
+    pub fn new() -> io::Result<CtxBox> {
+        let page = 4096;
+        let len = page + STACK + size_of::<Ctx>().next_multiple_of(page) + page;
+        let (prot, flags) = (libc::PROT_NONE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE);
+        // SAFETY: a fresh inaccessible reservation at an address of the kernel's choice.
+        let map = unsafe { libc::mmap(ptr::null_mut(), len, prot, flags, -1, 0) };
+        if map == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let map = map.cast::<u8>();
+        // SAFETY: within the reservation just made, all but its first and last page.
+        let (open, ctx) = unsafe {
+            let p = map.add(page);
+            let open = libc::mprotect(p.cast(), len - 2 * page, libc::PROT_READ | libc::PROT_WRITE);
+            (open, p.add(STACK).cast::<Ctx>())
+        };
+        let made = CtxBox { map, len, ctx };
+        if open == 0 { Ok(made) } else { Err(io::Error::last_os_error()) }
+    }
+
+    /// Its address.
+    #[must_use]
+    pub fn ptr(&self) -> *mut Ctx {
+        self.ctx
+    }
+
+    /// The context.
+    #[must_use]
+    #[inline]
+    pub fn get(&self) -> &Ctx {
+        // SAFETY: mapped for the life of this value; all zeros are a valid context; translated code, which changes it behind the
+        // reference, does not run while one is held.
+        unsafe { &*self.ctx }
+    }
+
+    /// The context, to change.
+    #[inline]
+    pub fn get_mut(&mut self) -> &mut Ctx {
+        // SAFETY: as in `get`.
+        unsafe { &mut *self.ctx }
+    }
+}
+
+impl Drop for CtxBox {
+    fn drop(&mut self) {
+        // SAFETY: exactly the mapping made in `new`.
+        unsafe {
+            libc::munmap(self.map.cast(), self.len);
+        }
+    }
+}

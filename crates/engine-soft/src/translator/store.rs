@@ -1,0 +1,362 @@
+//! [`Store`]: the translated blocks of one processor, the links between them, and what is known of their instructions.
+
+use super::area::Area;
+use super::asm::{Asm, reg};
+use super::ctx::Ctx;
+use super::stubs::{self, Stubs};
+use crate::block::Decoded;
+use crate::cache::Map;
+use crate::sites::Sites;
+use iced_x86::Encoder;
+use std::collections::HashSet;
+use std::io;
+
+/// What one block may take.
+pub const MOST_CODE: usize = 48 << 10;
+/// Sites that one block may take.
+pub const MOST_SITES: u32 = 512;
+/// Bytes that [`Store`] writes over a block's start when it is no more, and so the least that a block has.
+pub const LEAST_CODE: usize = 16;
+
+/// A translated block.
+#[derive(Debug)]
+pub struct Block {
+    /// Guest-physical address of its first byte.
+    pub gpa: u64,
+    /// What it was translated under.
+    pub key: u32,
+    /// Where its code starts.
+    pub code: u32,
+    /// Bytes of code.
+    pub code_len: u32,
+    /// Its guest bytes.
+    pub bytes: Box<[u8]>,
+    /// Its first op, and the one after its last.
+    pub ops: (u32, u32),
+    /// Links that lead to it.
+    pub incoming: Vec<u32>,
+    /// It may be entered.
+    pub alive: bool,
+    /// It expects vector state in the host's registers.
+    pub vec: bool,
+    /// The same of x87 state.
+    pub x87: bool,
+}
+
+/// An instruction that may leave its block.
+#[derive(Clone, Copy, Debug)]
+pub struct Op {
+    /// Its block.
+    pub block: u32,
+    /// Its place in the page.
+    pub offset: u16,
+    /// Its length.
+    pub len: u8,
+    /// What RSP was moved by before an indirect jump.
+    pub undo: i8,
+    /// Where its code starts, which is where a fault of the host's lies behind.
+    pub start: u32,
+    /// Where the code goes on after it.
+    pub next: u32,
+}
+
+/// A jump from one block to another.
+#[derive(Clone, Copy, Debug)]
+pub struct Link {
+    /// Its block.
+    pub block: u32,
+    /// Where the distance of the jump stands.
+    pub at: u32,
+    /// Where it leads unlinked.
+    pub unlinked: u32,
+    /// Guest address it leads to, from the start of the block's page.
+    pub target: i64,
+    /// The site that holds the generation under which it is good; none for a jump within the page.
+    pub gen_site: Option<u32>,
+}
+
+/// Code of one guest page.
+#[derive(Debug, Default)]
+struct Page {
+    version: u32,
+    blocks: Vec<u32>,
+}
+
+/// See the module.
+pub struct Store {
+    /// The memory.
+    pub area: Area,
+    /// The code around.
+    pub stubs: Stubs,
+    /// For the code of the next block.
+    pub asm: Asm,
+    /// For guest instructions.
+    pub encoder: Encoder,
+    used: usize,
+    sites_used: u32,
+    /// All blocks since the last clearing, in the order of their code.
+    pub blocks: Vec<Block>,
+    /// Their ops, in the order of their blocks.
+    pub ops: Vec<Op>,
+    /// Their links.
+    pub links: Vec<Link>,
+    /// Which op each site belongs to, for the sites of memory accesses.
+    pub site_op: Vec<u32>,
+    /// Where the code goes on behind each site's check.
+    pub site_resume: Vec<u32>,
+    by_gpa: Map<(u64, u8), u32>,
+    pages: Map<u64, Page>,
+    decoded: Map<u64, Box<Decoded>>,
+    /// Guest-physical addresses of instructions whose accesses have no locality.
+    pub scattered: HashSet<u64>,
+    /// Where each page with code was entered at, under each generation of code addresses.
+    entered: Map<(u64, u64), u64>,
+    /// Times that everything was dropped for want of room.
+    pub clearings: u64,
+}
+
+impl Store {
+    /// An empty store with room for `code_len` bytes of code. `avx`: the host has it.
+    ///
+    /// # Errors
+    /// The host's, when it gives no memory.
+    pub fn new(code_len: usize, avx: bool) -> io::Result<Store> {
+        let area = Area::new(code_len, code_len / 64)?;
+        let mut s = Store {
+            stubs: Stubs::default(),
+            asm: Asm::default(),
+            encoder: Encoder::new(64),
+            used: 0,
+            sites_used: 0,
+            blocks: Vec::new(),
+            ops: Vec::new(),
+            links: Vec::new(),
+            site_op: Vec::new(),
+            site_resume: Vec::new(),
+            by_gpa: Map::default(),
+            pages: Map::default(),
+            decoded: Map::default(),
+            scattered: HashSet::new(),
+            entered: Map::default(),
+            clearings: 0,
+            area,
+        };
+        s.asm.start(s.area.exec());
+        s.stubs = stubs::make(&mut s.asm, avx);
+        let code = std::mem::take(&mut s.asm.code);
+        if !s.area.put(0, &code) {
+            return Err(io::Error::other("no room for the stubs"));
+        }
+        s.used = s.stubs.len.next_multiple_of(64);
+        s.area.divert_faults(s.stubs.fault);
+        Ok(s)
+    }
+
+    /// The block at `gpa` translated under `key`, if the page's code still has `version`.
+    #[must_use]
+    pub fn find(&mut self, gpa: u64, key: u32, version: u32) -> Option<u32> {
+        let page = gpa >> 12;
+        if self.pages.get(&page).is_some_and(|p| p.version != version) {
+            self.drop_page(page);
+        }
+        self.by_gpa.get(&(gpa, key as u8)).copied()
+    }
+
+    /// Whether there is room for one block more.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.used + MOST_CODE <= self.area.code_len() && (self.sites_used + MOST_SITES) < self.area.site_count() as u32
+    }
+
+    /// Drops everything. The processor's jump cache and its sites' log must be dropped with it.
+    pub fn clear(&mut self) {
+        self.used = self.stubs.len.next_multiple_of(64);
+        self.sites_used = 0;
+        self.blocks.clear();
+        self.ops.clear();
+        self.links.clear();
+        self.site_op.clear();
+        self.site_resume.clear();
+        self.by_gpa.clear();
+        self.pages.clear();
+        self.decoded.clear();
+        self.entered.clear();
+        if self.scattered.len() > 1 << 16 {
+            self.scattered.clear();
+        }
+        self.clearings += 1;
+    }
+
+    /// Bytes of code and sites in use.
+    #[must_use]
+    pub fn in_use(&self) -> (usize, u32) {
+        (self.used, self.sites_used)
+    }
+
+    /// Host address at which the next block's code will stand.
+    #[must_use]
+    pub fn next_code(&self) -> u64 {
+        self.area.exec() + self.used as u64
+    }
+
+    /// A site for accesses of op `op`.
+    pub fn new_site(&mut self, sites: &Sites, op: u32, size: u64, write: bool, refills: i32) -> u32 {
+        let n = self.sites_used;
+        self.sites_used += 1;
+        self.area.write_site(n, sites.empty(size, write, refills));
+        self.site_op.push(op);
+        self.site_resume.push(0);
+        n
+    }
+
+    /// A place for a generation, of which none is good yet.
+    pub fn new_gen_site(&mut self, sites: &Sites) -> u32 {
+        let n = self.new_site(sites, u32::MAX, 1, false, 0);
+        self.set_gen(n, 0);
+        n
+    }
+
+    fn set_gen(&mut self, site: u32, generation: u64) {
+        if let Some(mut s) = self.area.read_site(site) {
+            s.tag = generation;
+            self.area.write_site(site, s);
+        }
+    }
+
+    /// Puts the finished code of a new block in place.
+    pub fn add(&mut self, mut b: Block, version: u32, code: &[u8]) -> Option<u32> {
+        let n = self.blocks.len() as u32;
+        b.code = self.used as u32;
+        b.code_len = code.len() as u32;
+        if !self.area.put(self.used, code) {
+            return None;
+        }
+        self.used = (self.used + code.len()).next_multiple_of(16);
+        let page = self.pages.entry(b.gpa >> 12).or_default();
+        page.version = version;
+        page.blocks.push(n);
+        self.by_gpa.insert((b.gpa, b.key as u8), n);
+        self.blocks.push(b);
+        Some(n)
+    }
+
+    /// Host address of a block's code.
+    #[must_use]
+    pub fn code_of(&self, block: u32) -> u64 {
+        self.area.exec() + u64::from(self.blocks[block as usize].code)
+    }
+
+    /// Drops the blocks of a page, by its number.
+    pub fn drop_page(&mut self, page: u64) {
+        if let Some(p) = self.pages.remove(&page) {
+            for b in p.blocks {
+                self.drop_block(b);
+            }
+        }
+    }
+
+    /// Drops all blocks of all pages, as after writes that were too many to tell.
+    pub fn drop_pages(&mut self) {
+        let all: Vec<u64> = self.pages.keys().copied().collect();
+        for p in all {
+            self.drop_page(p);
+        }
+    }
+
+    /// Lets nothing lead to a block any more, and makes its start a way out.
+    pub fn drop_block(&mut self, n: u32) {
+        let Some(b) = self.blocks.get_mut(n as usize) else { return };
+        if !std::mem::take(&mut b.alive) {
+            return;
+        }
+        let (gpa, key, code) = (b.gpa, b.key as u8, b.code as usize);
+        let incoming = std::mem::take(&mut b.incoming);
+        if self.by_gpa.get(&(gpa, key)) == Some(&n) {
+            self.by_gpa.remove(&(gpa, key));
+        }
+        for l in incoming {
+            self.unlink(l);
+        }
+        let mut a = Asm::default();
+        a.start(self.area.exec() + code as u64);
+        a.mov_imm32(reg::R11, n);
+        a.jmp_to(self.stubs.stale);
+        let _fits = self.area.put(code, &a.code);
+    }
+
+    fn point(&mut self, at: u32, to: u32) {
+        let d = i64::from(to) - (i64::from(at) + 4);
+        let _fits = self.area.put(at as usize, &(d as i32).to_le_bytes());
+    }
+
+    fn unlink(&mut self, l: u32) {
+        let Some(link) = self.links.get(l as usize).copied() else { return };
+        if let Some(s) = link.gen_site {
+            self.set_gen(s, 0);
+        }
+        self.point(link.at, link.unlinked);
+    }
+
+    /// Lets link `l` lead to `block` from now on: under generation `gen_key`, if it leads to another page.
+    pub fn link(&mut self, l: u32, block: u32, gen_key: u64) {
+        let Some(link) = self.links.get(l as usize).copied() else { return };
+        let b = &mut self.blocks[block as usize];
+        if !b.incoming.contains(&l) {
+            // One that is about to leave another block's list stays in that, which does no harm: it is unlinked once too often.
+            b.incoming.push(l);
+        }
+        let to = b.code;
+        self.point(link.at, to);
+        if let Some(s) = link.gen_site {
+            self.set_gen(s, gen_key);
+        }
+    }
+
+    /// The decoded instruction of op `op`, made by `make` from its bytes the first time.
+    pub fn decoded(&mut self, op: u32, make: impl FnOnce(&[u8]) -> Decoded) -> &Decoded {
+        let (ops, blocks) = (&self.ops, &self.blocks);
+        self.decoded.entry(u64::from(op)).or_insert_with(|| Box::new(make(bytes_of(ops, blocks, op))))
+    }
+
+    /// The bytes of op `op`.
+    #[must_use]
+    pub fn bytes(&self, op: u32) -> &[u8] {
+        bytes_of(&self.ops, &self.blocks, op)
+    }
+
+    /// The op at whose code host address `pc` lies.
+    #[must_use]
+    pub fn op_at(&self, pc: u64) -> Option<u32> {
+        let at = u32::try_from(pc.wrapping_sub(self.area.exec())).ok()?;
+        let n = self.blocks.partition_point(|b| b.code <= at).checked_sub(1)?;
+        let (first, end) = self.blocks[n].ops;
+        let ops = self.ops.get(first as usize..end as usize)?;
+        let k = ops.partition_point(|o| o.start <= at).checked_sub(1)?;
+        Some(first + k as u32)
+    }
+
+    /// Notes that the page of `gpa` is entered at `vpage` under `generation`; false if it was entered elsewhere before, so that
+    /// jumps out of it that were linked then would lead astray.
+    #[must_use]
+    pub fn enter(&mut self, generation: u64, gpa: u64, vpage: u64) -> bool {
+        if self.entered.len() > 1 << 16 {
+            self.entered.clear();
+            return false;
+        }
+        *self.entered.entry((generation, gpa >> 12)).or_insert(vpage) == vpage
+    }
+}
+
+fn bytes_of<'a>(ops: &[Op], blocks: &'a [Block], op: u32) -> &'a [u8] {
+    let o = &ops[op as usize];
+    let b = &blocks[o.block as usize];
+    let from = usize::from(o.offset) - (b.gpa & 0xfff) as usize;
+    &b.bytes[from..from + usize::from(o.len)]
+}
+
+/// Forgets where guest addresses led.
+pub fn clear_jumps(c: &mut Ctx) {
+    for j in &mut c.jumps {
+        j.gen_key = 0;
+    }
+}

@@ -1,0 +1,207 @@
+//! The code around translated code: the way in, the ways out, and the second try of a site that missed.
+
+use super::asm::reg::{R8, R9, R10, R11, R12, R13, R14, R15, RAX, RBP, RBX, RCX, RDI, RDX, RSI, RSP};
+use super::asm::{Asm, at, cc, ctx};
+use super::ctx::{exit, off};
+use crate::mmu::Entry;
+use crate::sites::{LOG_LEN, Site};
+use std::mem::offset_of;
+
+/// Host addresses of the stubs.
+#[derive(Clone, Copy, Debug, Default)]
+#[allow(missing_docs)]
+pub struct Stubs {
+    pub enter: u64,
+    pub link: u64,
+    pub indirect: u64,
+    pub interp: u64,
+    pub stale: u64,
+    pub x87: u64,
+    /// Where faults continue.
+    pub fault: u64,
+    /// Called: loads the vector state.
+    pub load_vec: u64,
+    /// Called: second try for a read, for a write, with the address in R10 and the site in R11.
+    pub miss: [u64; 2],
+    /// Bytes of all.
+    pub len: usize,
+}
+
+/// Guest registers whose home is the host register of the same number.
+const SAME: [u8; 12] = [RAX, RCX, RDX, RBX, RBP, RSI, RDI, R8, R12, R13, R14, R15];
+const XMM: i32 = 160;
+const YMM_HI: i32 = 576;
+const MXCSR: i32 = 24;
+
+/// Makes the stubs for the address that `a` starts at. `avx`: the host has it.
+pub fn make(a: &mut Asm, avx: bool) -> Stubs {
+    let mut s = Stubs { enter: a.here(), ..Stubs::default() };
+    enter(a, avx);
+    s.load_vec = a.here();
+    load_vec(a, 8, avx);
+    a.store_imm32(ctx(8 + off::VEC), 1);
+    a.ret();
+    let mut out = [0; 6];
+    let mut jumps = Vec::new();
+    for (n, kind) in [exit::LINK, exit::INDIRECT, exit::INTERP, exit::STALE, exit::X87, exit::MEM].into_iter().enumerate() {
+        out[n] = a.here();
+        a.store_imm32(ctx(off::KIND), kind as i32);
+        jumps.push(a.jmp());
+    }
+    for p in jumps {
+        a.bind(p);
+    }
+    s.fault = a.here();
+    leave(a, avx);
+    let mem;
+    [s.link, s.indirect, s.interp, s.stale, s.x87, mem] = out;
+    for write in [false, true] {
+        s.miss[usize::from(write)] = a.here();
+        miss(a, write, mem);
+    }
+    s.len = a.pos();
+    s
+}
+
+/// `extern "sysv64" fn(ctx, to)`
+fn enter(a: &mut Asm, avx: bool) {
+    for r in [RBX, RBP, R12, R13, R14, R15] {
+        a.push(r);
+    }
+    a.store(at(RDI, off::HOST_RSP), RSP);
+    a.mov(RSP, RDI);
+    a.store(ctx(off::TMP), RSI);
+    a.cmp_mem_imm8(ctx(off::WANT_VEC), 0);
+    let no = a.jcc(cc::E);
+    a.store_imm32(ctx(off::WANT_VEC), 0);
+    load_vec(a, 0, avx);
+    a.store_imm32(ctx(off::VEC), 1);
+    a.bind(no);
+    a.load(R11, ctx(off::REGS));
+    for (n, r) in [R9, R10, R11].into_iter().enumerate() {
+        a.load(R10, at(R11, i32::from(r) * 8));
+        a.store(ctx(n as i32 * 8), R10);
+    }
+    a.load32(RAX, ctx(off::FL));
+    a.flags_from_ax();
+    a.load(R9, at(R11, i32::from(RSP) * 8));
+    for r in SAME {
+        a.load(r, at(R11, i32::from(r) * 8));
+    }
+    a.load(R10, ctx(off::LIN));
+    a.jmp_mem(ctx(off::TMP));
+}
+
+/// All guest registers to their memory, the host's own back, return.
+fn leave(a: &mut Asm, avx: bool) {
+    a.store(ctx(off::ARG), R11);
+    a.store(ctx(off::LIN), R10);
+    a.load(R11, ctx(off::REGS));
+    for r in SAME {
+        a.store(at(R11, i32::from(r) * 8), r);
+    }
+    a.store(at(R11, i32::from(RSP) * 8), R9);
+    for (n, r) in [R9, R10, R11].into_iter().enumerate() {
+        a.load(RAX, ctx(n as i32 * 8));
+        a.store(at(R11, i32::from(r) * 8), RAX);
+    }
+    a.cmp_mem_imm8(ctx(off::VEC), 0);
+    let no = a.jcc(cc::E);
+    save_vec(a, avx);
+    a.store_imm32(ctx(off::VEC), 0);
+    a.bind(no);
+    a.load(RSP, ctx(off::HOST_RSP));
+    for r in [R15, R14, R13, R12, RBP, RBX] {
+        a.pop(r);
+    }
+    a.ret();
+}
+
+/// XMM and YMM registers and MXCSR from the XSAVE area; R11 is lost. `down`: how far RSP is below the context.
+fn load_vec(a: &mut Asm, down: i32, avx: bool) {
+    a.load(R11, ctx(down + off::XSAVE));
+    for x in 0..16u8 {
+        a.movaps(x, at(R11, XMM + 16 * i32::from(x)), false);
+        if avx {
+            vex128(a, 0x18, x);
+        }
+    }
+    a.ldmxcsr(at(R11, MXCSR));
+}
+
+fn save_vec(a: &mut Asm, avx: bool) {
+    a.load(R11, ctx(off::XSAVE));
+    for x in 0..16u8 {
+        a.movaps(x, at(R11, XMM + 16 * i32::from(x)), true);
+        if avx {
+            vex128(a, 0x19, x);
+        }
+    }
+    a.stmxcsr(at(R11, MXCSR));
+    a.ldmxcsr(ctx(off::HOST_MXCSR));
+    if avx {
+        a.raw(&[0xc5, 0xf8, 0x77]);
+    }
+}
+
+/// `vinsertf128 ymm, ymm, [r11+YMM_HI+16n], 1` (op 18), `vextractf128` the other way (op 19).
+fn vex128(a: &mut Asm, op: u8, n: u8) {
+    // Inverted R and B (R11 is extended), map 3.
+    let r = if n >= 8 { 0x43 } else { 0xc3 };
+    let vvvv = if op == 0x18 { (!n & 15) << 3 } else { 0x78 };
+    a.raw(&[0xc4, r, 0x05 | vvvv, op, 0x83 | (n & 7) << 3]);
+    a.imm32(YMM_HI + 16 * i32::from(n));
+    a.raw(&[1]);
+}
+
+/// Called with a guest address in R10 and a site in R11: looks the address up in the soft TLB. Returns with its host address in R10
+/// and the site filled, or leaves by `out`.
+fn miss(a: &mut Asm, write: bool, out: u64) {
+    let tag = if write { offset_of!(Entry, write) } else { offset_of!(Entry, read) } as i32;
+    let tmp = |n: i32| ctx(8 + off::TMP + 8 * n);
+    let site = |o: usize| at(R11, o as i32);
+    a.store(tmp(0), RAX);
+    a.store(tmp(1), RCX);
+    a.mov(RAX, R10);
+    a.shr(RAX, 7);
+    a.and_imm32(RAX, ((crate::mmu::ENTRIES - 1) * size_of::<Entry>()) as i32);
+    a.add(RAX, ctx(8 + off::TABLE));
+    a.mov(RCX, R10);
+    a.sub(RCX, at(RAX, tag));
+    a.cmp_imm(RCX, 4095);
+    let other = a.jcc(cc::A);
+    // The limit is 16 bits; RCX is below 4096.
+    a.raw(&[0x66]);
+    a.cmp32(RCX, site(offset_of!(Site, limit)));
+    let cross = a.jcc(cc::A);
+    a.cmp_byte(site(offset_of!(Site, logged)), 0);
+    let logged = a.jcc(cc::NE);
+    a.load32(RCX, ctx(8 + off::LOG_LEN));
+    a.cmp_imm32(RCX, LOG_LEN as i32);
+    let full = a.jcc(cc::AE);
+    a.store32(ctx(8 + off::LOG).index(RCX, 2), R11);
+    a.inc32(ctx(8 + off::LOG_LEN));
+    a.store_imm8(site(offset_of!(Site, logged)), 1);
+    let fill = a.jmp();
+    // It holds another page: it may be a site without locality.
+    a.bind(logged);
+    a.dec32(site(offset_of!(Site, refills)));
+    let tired = a.jcc(cc::S);
+    a.bind(fill);
+    a.load(RCX, at(RAX, tag));
+    a.store(site(offset_of!(Site, tag)), RCX);
+    a.sub_reg(R10, RCX);
+    a.load(RCX, at(RAX, offset_of!(Entry, host) as i32));
+    a.store(site(offset_of!(Site, host)), RCX);
+    a.add_reg(R10, RCX);
+    a.load(RCX, tmp(1));
+    a.load(RAX, tmp(0));
+    a.ret();
+    for p in [tired, other, cross, full] {
+        a.bind(p);
+    }
+    a.load(RCX, tmp(1));
+    a.load(RAX, tmp(0));
+    a.lea(RSP, at(RSP, 8));
+    a.jmp_to(out);
+}

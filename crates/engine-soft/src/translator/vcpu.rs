@@ -1,0 +1,465 @@
+//! [`Translator`]: one processor under the translator. An unsafe room: it enters translated code.
+
+use super::classify::Class;
+use super::ctx::{CtxBox, Jump, exit};
+use super::emit::{self, Source};
+use super::store::{Op, Store, clear_jumps};
+use super::{area, key};
+use crate::block::Decoded;
+use crate::cpu::slot;
+use crate::exec::generic;
+use crate::host;
+use crate::mmu::Acc;
+use crate::run::Interpreter;
+use crate::sites::Sites;
+use iced_x86::{Decoder, DecoderOptions, Instruction};
+use ringer_arch::VcpuState;
+use ringer_arch::cpu::Vendor;
+use ringer_engine::{EngineError, Exit, Stats, Vcpu};
+use ringer_memory::PAGE_SIZE;
+use std::io;
+
+/// One processor under the translator.
+pub struct Translator {
+    interp: Interpreter,
+    store: Store,
+    ctx: CtxBox,
+    /// What the code that runs was translated under.
+    key: u32,
+    /// A jump to be linked once it is known where it leads.
+    pending: Option<u32>,
+    insns: Vec<(Instruction, Class)>,
+    dropped: Vec<u64>,
+    /// Guest instructions are counted.
+    count: bool,
+}
+
+/// How it goes on after translated code was left.
+enum Next {
+    /// At a place in translated code.
+    Code(u64),
+    /// At RIP.
+    Dispatch,
+}
+
+impl Translator {
+    /// A processor that has `code` bytes for translated code.
+    ///
+    /// # Errors
+    /// The host's, when it gives no memory.
+    pub fn new(mut interp: Interpreter, code: usize) -> io::Result<Translator> {
+        // The signal handler is the stubs' of the interpreter, which exist by now.
+        let avx = std::arch::is_x86_feature_detected!("avx");
+        let store = Store::new(code, avx)?;
+        let mut ctx = CtxBox::new()?;
+        let secret = host::random().unwrap_or(0x5bd1_e995_9e37_79b9);
+        // Not canonical, whatever the number of levels: bits 62 and 63 differ.
+        let nowhere = (secret & !0xfff | 1 << 62) & !(1 << 63);
+        let c = ctx.ptr();
+        // SAFETY: the area and the context live as long as this value, which owns the processor that uses the sites; the log is
+        // as long as its type says.
+        interp.cpu.mmu.sites = unsafe {
+            let base = store.area.sites();
+            let (log, len) = ((&raw mut (*c).log).cast(), &raw mut (*c).log_len);
+            Sites::new(base, base as u32, log, len, nowhere, store.area.nothing())
+        };
+        let c = ctx.get_mut();
+        c.stop = std::ptr::from_ref(interp.cpu.stop.word()) as u64;
+        c.xsave = interp.cpu.xsave.0.as_mut_ptr() as u64;
+        c.host_mxcsr = 0x1f80;
+        Ok(Translator {
+            interp,
+            store,
+            ctx,
+            key: 0,
+            pending: None,
+            insns: Vec::new(),
+            dropped: Vec::new(),
+            count: std::env::var_os("RINGER_COUNT").is_some(),
+        })
+    }
+
+    /// Drops what was translated from code that has been written over.
+    fn drop_stale(&mut self) {
+        self.interp.shared.take_dropped(self.interp.index(), &mut self.dropped);
+        for page in std::mem::take(&mut self.dropped) {
+            self.interp.cpu.stats.blocks_dropped += 1;
+            if page == u64::MAX {
+                self.store.drop_pages();
+            } else {
+                self.store.drop_page(page);
+            }
+        }
+    }
+
+    fn clear(&mut self) {
+        self.store.clear();
+        self.interp.cpu.mmu.sites.forget();
+        clear_jumps(self.ctx.get_mut());
+        self.pending = None;
+    }
+
+    /// Generation of code addresses and mode in one word.
+    fn gen_key(&self) -> u64 {
+        self.interp.cpu.mmu.code_generation(self.key & key::USER != 0) << 8 | u64::from(self.key)
+    }
+
+    /// Runs from RIP on, until something must be looked at between two instructions.
+    fn dispatch(&mut self) -> Result<(), Exit> {
+        let Some(k) = key::of(&self.interp.cpu) else {
+            self.unload_x87();
+            return self.interp.block(false);
+        };
+        self.key = k;
+        let gen_key = self.gen_key();
+        let lin = self.interp.code_lin();
+        let j = self.ctx.get().jumps[lin as usize & (super::ctx::JUMPS - 1)];
+        let code = if j.lin == lin && j.gen_key == gen_key && self.pending.is_none() {
+            self.ctx.get_mut().vpage = j.vpage;
+            j.code
+        } else {
+            match self.find(lin) {
+                Ok(Some(block)) => self.store.code_of(block),
+                Ok(None) => {
+                    self.pending = None;
+                    self.unload_x87();
+                    return self.interp.block(false);
+                }
+                Err(_) => {
+                    self.pending = None;
+                    return self.interp.finish();
+                }
+            }
+        };
+        self.enter(code)
+    }
+
+    /// The block at linear address `lin`, translated if need be. None: the interpreter must run what is there.
+    fn find(&mut self, lin: u64) -> crate::cpu::R<Option<u32>> {
+        let gpa = self.interp.cpu.fetch_gpa(lin)?;
+        let vpage = lin & !0xfff;
+        if !self.interp.cpu.mmu.memory().contains(gpa & !0xfff, PAGE_SIZE) {
+            return Ok(None);
+        }
+        let version = self.interp.cpu.mmu.memory().code_version(gpa);
+        let block = match self.store.find(gpa, self.key, version) {
+            Some(b) => b,
+            None => match self.translate(gpa) {
+                Some(b) => b,
+                None => return Ok(None),
+            },
+        };
+        let user = self.key & key::USER != 0;
+        let generation = self.interp.cpu.mmu.code_generation(user);
+        if !self.store.enter(generation, gpa, vpage) {
+            self.interp.cpu.mmu.renew_code_generation();
+            let generation = self.interp.cpu.mmu.code_generation(user);
+            let _first = self.store.enter(generation, gpa, vpage);
+        }
+        let gen_key = self.gen_key();
+        let code = self.store.code_of(block);
+        let c = self.ctx.get_mut();
+        c.vpage = vpage;
+        c.jumps[lin as usize & (super::ctx::JUMPS - 1)] = Jump { lin, gen_key, vpage, code };
+        if let Some(l) = self.pending.take() {
+            let link = self.store.links[l as usize];
+            let from = &self.store.blocks[link.block as usize];
+            let fits = from.alive && (link.gen_site.is_some() || from.gpa >> 12 == gpa >> 12);
+            if fits && from.key == self.key {
+                self.store.link(l, block, gen_key);
+            }
+        }
+        Ok(Some(block))
+    }
+
+    fn translate(&mut self, gpa: u64) -> Option<u32> {
+        if !self.store.has_room() {
+            self.clear();
+        }
+        let cpu = &mut self.interp.cpu;
+        let window = (PAGE_SIZE - gpa % PAGE_SIZE).min(1024) as usize;
+        let (mut bytes, mut again) = ([0; 1024], [0; 1024]);
+        cpu.mmu.memory().read(gpa, &mut bytes[..window]).ok()?;
+        let s = Source { gpa, bytes: &bytes[..window], key: self.key, limit: usize::MAX };
+        let len = emit::decode(cpu, &s, &mut self.insns) as usize;
+        if len == 0 {
+            return None;
+        }
+        let (version, cached) = cpu.mmu.memory().mark_code(gpa, len as u64);
+        if cached {
+            cpu.mmu.flush_writes_to(gpa);
+            self.interp.shared.raise(cpu.index);
+        }
+        // What may still be written behind our back is not worth translating yet.
+        if !self.interp.shared.settled(cpu.index, self.interp.shared.epoch()) {
+            return None;
+        }
+        cpu.mmu.memory().read(gpa, &mut again[..len]).ok()?;
+        if again[..len] != bytes[..len] {
+            return None;
+        }
+        cpu.stats.blocks_decoded += 1;
+        emit::translate(&mut self.store, cpu, &s, &self.insns, version, self.count)
+    }
+
+    /// Runs translated code from `code` on, and what it leaves to be done, until that is not in translated code any more.
+    fn enter(&mut self, code: u64) -> Result<(), Exit> {
+        let mut at = code;
+        loop {
+            {
+                let cpu = &mut self.interp.cpu;
+                let (table, gen_key) = (cpu.mmu.table() as u64, 0);
+                let _ = gen_key;
+                let c = self.ctx.get_mut();
+                c.table = table;
+                c.fl = u32::from(cpu.fl);
+                c.regs = cpu.regs.as_mut_ptr() as u64;
+                c.fs = cpu.regs[usize::from(slot::SEG_BASE) + 4];
+                c.gs = cpu.regs[usize::from(slot::SEG_BASE) + 5];
+            }
+            let gen_key = self.gen_key();
+            self.ctx.get_mut().gen_key = gen_key;
+            // SAFETY: `at` is a block's start or the end of an op's code, as `dispatch` and `serve` found them; all pointers of
+            // the context were set, here and in `new`, to parts of this value.
+            unsafe { self.store.area.run(self.store.stubs.enter, self.ctx.ptr(), at) };
+            let cpu = &mut self.interp.cpu;
+            cpu.fl = self.ctx.get().fl as u16;
+            match self.serve()? {
+                Next::Code(to) => at = to,
+                Next::Dispatch => return Ok(()),
+            }
+        }
+    }
+
+    fn ip_mask(&self) -> u64 {
+        if self.key & key::BITS64 != 0 { u64::MAX } else { 0xffff_ffff }
+    }
+
+    /// Does what translated code was left for.
+    fn serve(&mut self) -> Result<Next, Exit> {
+        let c = self.ctx.get();
+        let (kind, arg, vpage) = (c.kind, c.arg, c.vpage);
+        match kind {
+            exit::LINK => {
+                let link = self.store.links[arg as usize];
+                self.interp.cpu.rip = vpage.wrapping_add(link.target as u64) & self.ip_mask();
+                self.pending = Some(arg as u32);
+                Ok(Next::Dispatch)
+            }
+            exit::INDIRECT => {
+                let op = c.lin as u32;
+                if !self.interp.cpu.canonical(arg) {
+                    let o = self.store.ops[op as usize];
+                    let r = &mut self.interp.cpu.regs[4];
+                    *r = r.wrapping_add(o.undo as u64);
+                    return self.execute(op);
+                }
+                self.interp.cpu.rip = arg & self.ip_mask();
+                Ok(Next::Dispatch)
+            }
+            exit::INTERP => self.execute(arg as u32),
+            exit::MEM => self.miss(arg, c.lin),
+            exit::STALE => {
+                let b = &self.store.blocks[arg as usize];
+                let rip = vpage | b.gpa & 0xfff;
+                self.interp.cpu.rip = rip;
+                self.ctx.get_mut().jumps[rip as usize & (super::ctx::JUMPS - 1)].gen_key = 0;
+                Ok(Next::Dispatch)
+            }
+            exit::X87 => {
+                self.load_x87();
+                Ok(Next::Code(self.store.code_of(arg as u32)))
+            }
+            _ => self.fault(),
+        }
+    }
+
+    /// A signal in translated code: the interpreter finds out what the instruction raises.
+    fn fault(&mut self) -> Result<Next, Exit> {
+        let pc = self.ctx.get().fault_pc;
+        match self.store.op_at(pc) {
+            Some(op) => self.execute(op),
+            None => {
+                // Nothing that guests execute as itself can fault but what has an op.
+                tracing::error!(pc, sig = self.ctx.get().fault_sig, "a signal out of place in translated code");
+                std::process::abort();
+            }
+        }
+    }
+
+    /// The site at host address `p` has no entry for `lin`.
+    fn miss(&mut self, p: u64, lin: u64) -> Result<Next, Exit> {
+        let n = self.store.area.site_index(p);
+        let Some(site) = self.store.area.read_site(n) else { return Ok(Next::Dispatch) };
+        let op = self.store.site_op[n as usize];
+        let o = self.store.ops[op as usize];
+        if site.refills < 0 {
+            let b = &self.store.blocks[o.block as usize];
+            let gpa = b.gpa & !0xfff | u64::from(o.offset);
+            self.store.scattered.insert(gpa);
+            let mut s = site;
+            s.refills = i32::MAX;
+            self.store.area.write_site(n, s);
+            // The block goes on to its end, and is made anew when it is next entered.
+            self.store.drop_block(o.block);
+        }
+        let size = u64::from(4096 - site.limit);
+        let acc = if site.write != 0 { Acc::Write } else { Acc::Read };
+        let cpu = &mut self.interp.cpu;
+        if lin % PAGE_SIZE <= PAGE_SIZE - size {
+            let saved = (cpu.cr2, cpu.stats.page_faults);
+            if cpu.translate(lin, acc).is_ok() {
+                if let Some(host) = cpu.fast_ptr(lin, size, site.write != 0) {
+                    let host = host as u64;
+                    cpu.mmu.sites.fill(n, lin & !0xfff, host & !0xfff);
+                    self.ctx.get_mut().lin = host;
+                    return Ok(self.resume(op, self.resume_of(n)));
+                }
+            } else {
+                cpu.exc = None;
+                (cpu.cr2, cpu.stats.page_faults) = saved;
+            }
+        }
+        self.execute(op)
+    }
+
+    /// Where the code goes on behind site `n`'s check.
+    fn resume_of(&self, n: u32) -> u64 {
+        self.store.area.exec() + u64::from(self.store.site_resume[n as usize])
+    }
+
+    /// Goes on in the middle of op's block, at `to`.
+    fn resume(&mut self, op: u32, to: u64) -> Next {
+        let block = self.store.ops[op as usize].block;
+        let (vec, x87) = {
+            let b = &self.store.blocks[block as usize];
+            (b.vec, b.x87)
+        };
+        if x87 && self.ctx.get().x87 == 0 {
+            self.load_x87();
+        }
+        if vec {
+            self.ctx.get_mut().want_vec = 1;
+        }
+        Next::Code(to)
+    }
+
+    /// Lets the interpreter execute op, and goes on behind it if nothing speaks against it.
+    fn execute(&mut self, op: u32) -> Result<Next, Exit> {
+        let o: Op = self.store.ops[op as usize];
+        let mask = self.ip_mask();
+        let rip = (self.ctx.get().vpage + u64::from(o.offset)) & mask;
+        let following = rip.wrapping_add(u64::from(o.len)) & mask;
+        let amd = self.interp.cpu.model.vendor() == Vendor::Amd;
+        let bits = if self.key & key::BITS64 != 0 { 64 } else { 32 };
+        let make = |bytes: &[u8]| {
+            let options = if amd { DecoderOptions::AMD } else { DecoderOptions::NONE };
+            let insn = Decoder::with_ip(bits, bytes, 0, options).decode();
+            let host = host::prepare(&insn);
+            Decoded { insn, is_host: host.is_some(), host: host.unwrap_or_default() }
+        };
+        if self.ctx.get().x87 != 0 && self.store.decoded(op, make).is_host {
+            self.unload_x87();
+        }
+        let d = self.store.decoded(op, make);
+        let cpu = &mut self.interp.cpu;
+        cpu.rip = rip;
+        cpu.next_rip = following;
+        cpu.last_mnemonic = d.insn.mnemonic();
+        let done = if d.is_host { host::run(cpu, &d.host, &d.insn) } else { generic::execute(cpu, &d.insn) };
+        match done {
+            Ok(()) => {
+                cpu.stats.instructions += 1;
+                cpu.rip = cpu.next_rip;
+                if cpu.leave {
+                    self.interp.finish()?;
+                    if self.interp.attention {
+                        return Ok(Next::Dispatch);
+                    }
+                }
+                let cpu = &self.interp.cpu;
+                if cpu.rip != following || cpu.stop.load() != 0 || key::of(cpu) != Some(self.key) {
+                    return Ok(Next::Dispatch);
+                }
+                let to = self.store.area.exec() + u64::from(o.next);
+                Ok(self.resume(op, to))
+            }
+            Err(_) => {
+                cpu.leave = true;
+                self.interp.finish()?;
+                Ok(Next::Dispatch)
+            }
+        }
+    }
+
+    fn load_x87(&mut self) {
+        let mut image = [0; 160];
+        image.copy_from_slice(&self.interp.cpu.xsave.0[..160]);
+        // SAFETY: nothing else on this thread uses x87 registers: compiled code does not, and the interpreter's stubs run only
+        // after `unload_x87`.
+        unsafe { area::load_x87(&image) };
+        let c = self.ctx.get_mut();
+        c.x87 = 1;
+        c.x87_op = 0;
+    }
+
+    /// Takes the x87 state back from the host's registers.
+    fn unload_x87(&mut self) {
+        let c = self.ctx.get_mut();
+        if std::mem::take(&mut c.x87) == 0 {
+            return;
+        }
+        let image = area::unload_x87();
+        let (op, page, operand) = (c.x87_op, c.x87_page, c.x87_operand);
+        let cpu = &mut self.interp.cpu;
+        let Some(op) = op.checked_sub(1) else { return host::store_x87(cpu, &image, None) };
+        let bytes = self.store.bytes(op);
+        let bits = if cpu.is64() { 64 } else { 32 };
+        let insn = Decoder::with_ip(bits, bytes, 0, DecoderOptions::NONE).decode();
+        let ip = page + u64::from(self.store.ops[op as usize].offset);
+        let last = host::LastX87 { insn: &insn, bytes, ip, operand };
+        host::store_x87(cpu, &image, Some(last));
+    }
+}
+
+impl Vcpu for Translator {
+    fn run(&mut self) -> Exit {
+        self.interp.shared.acknowledge(self.interp.index());
+        self.interp.poll();
+        let exit = loop {
+            if self.interp.cpu.stop.load() != 0 || self.interp.attention {
+                self.pending = None;
+                self.unload_x87();
+                self.drop_stale();
+                match self.interp.between() {
+                    Some(exit) => break exit,
+                    None => continue,
+                }
+            }
+            let done = if self.interp.cpu.leave { self.interp.finish() } else { self.dispatch() };
+            if let Err(exit) = done {
+                break exit;
+            }
+        };
+        self.unload_x87();
+        self.interp.cpu.mmu.flush_writes();
+        self.interp.shared.idle(self.interp.index());
+        exit
+    }
+
+    fn state(&self) -> VcpuState {
+        self.interp.state()
+    }
+
+    fn set_state(&mut self, s: &VcpuState) -> Result<(), EngineError> {
+        self.interp.set_state(s)?;
+        self.clear();
+        Ok(())
+    }
+
+    fn stats(&self) -> Stats {
+        let mut s = self.interp.stats();
+        s.instructions += self.ctx.get().instret;
+        s
+    }
+}

@@ -1,0 +1,57 @@
+//! The translator as an [`Engine`].
+
+use super::vcpu::Translator;
+use crate::cpu::Cpu;
+use crate::run::Interpreter;
+use crate::shoot::Shared;
+use ringer_engine::{CpuIo, Engine, EngineError, Probe, StopToken, Vcpu, Vm, VmParams};
+use ringer_memory::CodeWatch;
+use std::sync::{Arc, Weak};
+
+/// What the code and tables of all processors of a machine may take together, in bytes.
+const LIMIT: usize = 64 << 20;
+/// A processor gets no less than this for its code.
+const LEAST: usize = 2 << 20;
+
+/// The translator: runs on any x86-64 Linux host.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TranslatorEngine;
+
+impl Engine for TranslatorEngine {
+    fn name(&self) -> &'static str {
+        "translator"
+    }
+
+    fn probe(&self) -> Probe {
+        crate::probe::probe(self)
+    }
+
+    fn create_vm(&self, params: VmParams) -> Result<Box<dyn Vm>, EngineError> {
+        let shared = Arc::new(Shared::new(params.vcpus));
+        let watch: Weak<dyn CodeWatch> = Arc::downgrade(&shared) as Weak<dyn CodeWatch>;
+        params.memory.watch_code(watch);
+        Ok(Box::new(TranslatorVm { shared, params }))
+    }
+}
+
+struct TranslatorVm {
+    params: VmParams,
+    shared: Arc<Shared>,
+}
+
+impl Vm for TranslatorVm {
+    fn create_vcpu(
+        &self,
+        index: u32,
+        io: Arc<dyn CpuIo>,
+        stop: StopToken,
+    ) -> Result<Box<dyn Vcpu>, EngineError> {
+        let fail = |source| EngineError::Host { engine: "translator", what: "mapping executable memory", source };
+        self.shared.register(index, stop.clone());
+        let cpu = Cpu::new(&self.params, index, io, stop).map_err(fail)?;
+        let interp = Interpreter::new(cpu, self.shared.clone(), self.params.started);
+        // Half for code; the rest is for sites and for what is known of blocks.
+        let code = (LIMIT / 2 / self.params.vcpus.max(1) as usize).max(LEAST);
+        Ok(Box::new(Translator::new(interp, code).map_err(fail)?))
+    }
+}
