@@ -49,9 +49,6 @@ const INT: Class = Class::Native { unit: Unit::Integer, aligned: false, pointers
 /// What becomes of `i` in code that is translated under `k`.
 #[must_use]
 pub fn classify(cpu: &Cpu, i: &Instruction, k: u32) -> Class {
-    if i.is_invalid() {
-        return Class::InterpLast;
-    }
     let fallback = if i.flow_control() != FlowControl::Next || i.mnemonic() == M::Hlt {
         Class::InterpLast
     } else {

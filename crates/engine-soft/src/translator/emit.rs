@@ -15,7 +15,7 @@ use crate::cpu::Cpu;
 use crate::host::Unit;
 use crate::sites::Site;
 use iced_x86::{
-    Code, ConditionCode, Decoder, DecoderError, DecoderOptions, Instruction, InstructionInfoFactory, Mnemonic as M, OpAccess,
+    Code, ConditionCode, Decoder, DecoderOptions, Instruction, InstructionInfoFactory, Mnemonic as M, OpAccess,
     OpKind, Register, RflagsBits,
 };
 use ringer_arch::cpu::Vendor;
@@ -71,7 +71,8 @@ pub fn decode(cpu: &Cpu, s: &Source<'_>, into: &mut Vec<(Instruction, Class)>) -
     let mut len = 0;
     while into.len() < MOST_INSNS.min(s.limit) && d.can_decode() {
         let i = d.decode();
-        if i.is_invalid() && (d.last_error() == DecoderError::NoMoreBytes || i.len() == 0) {
+        // Cut off by the end of the page, or undefined: the interpreter looks at it.
+        if i.is_invalid() {
             break;
         }
         let c = classify(cpu, &i, s.key);
@@ -294,7 +295,7 @@ impl Emit<'_> {
             Class::Leave => self.leave(i),
             Class::Interp => self.interp(i),
             Class::InterpLast => {
-                self.interp(i);
+                self.interp_last(i);
                 return false;
             }
             Class::Jump => return self.jump(i),
@@ -330,6 +331,14 @@ impl Emit<'_> {
         self.close_op(op);
         // It comes back with the flags in both places.
         self.flags = Flags::Both;
+    }
+
+    /// The same for the last instruction of a block.
+    fn interp_last(&mut self, i: &Instruction) {
+        self.interp(i);
+        if let Some(op) = self.store.ops.last_mut() {
+            op.next = 0;
+        }
     }
 
     /// Address of the memory operand to host register `to`, without its segment's base. None if that cannot be said. Leaves the
@@ -916,7 +925,7 @@ impl Emit<'_> {
             let before = self.a.pos();
             if self.address(i, R10).is_none() || self.add_segment(i).is_none() {
                 self.a.code.truncate(before);
-                return self.interp(i);
+                return self.interp_last(i);
             }
             self.check(op, i, size as u64, false);
             self.load_slot(R11);
@@ -950,7 +959,7 @@ impl Emit<'_> {
         let op = self.new_op(i);
         let extra = if i.op_count() > 0 { i.immediate16() } else { 0 };
         if extra > 100 {
-            return self.interp(i);
+            return self.interp_last(i);
         }
         self.spill();
         self.sp_to_r10(0);
@@ -983,7 +992,6 @@ impl Emit<'_> {
         a.jmp_mem(ctx(off::JUMP_CODE).index(R10, 0));
         self.cold.push(Cold::Indirect { from: other, reload, op });
         self.cold.push(Cold::Indirect { from: stop, reload: stop, op });
-        self.close_op(op);
     }
 
     fn finish_cold(&mut self) {

@@ -56,7 +56,7 @@ pub struct Op {
     pub undo: i8,
     /// Where its code starts, which is where a fault of the host's lies behind.
     pub start: u32,
-    /// Where the code goes on after it.
+    /// Where the code goes on after it; 0 if nothing comes after it in its block.
     pub next: u32,
 }
 
@@ -291,6 +291,10 @@ impl Store {
 
     fn unlink(&mut self, l: u32) {
         let Some(link) = self.links.get(l as usize).copied() else { return };
+        if !self.blocks[link.block as usize].alive {
+            // Its code may be the way out that stands at the block's start now; what it leads to is a way out too.
+            return;
+        }
         if let Some(s) = link.gen_site {
             self.set_gen(s, 0);
         }

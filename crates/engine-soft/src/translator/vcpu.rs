@@ -378,7 +378,7 @@ impl Translator {
                     }
                 }
                 let cpu = &self.interp.cpu;
-                if cpu.rip != following || cpu.stop.load() != 0 || key::of(cpu) != Some(self.key) {
+                if o.next == 0 || cpu.rip != following || cpu.stop.load() != 0 || key::of(cpu) != Some(self.key) {
                     return Ok(Next::Dispatch);
                 }
                 let to = self.store.area.exec() + u64::from(o.next);
