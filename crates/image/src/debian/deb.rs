@@ -9,8 +9,24 @@ use std::path::{Component, Path};
 /// The most bytes one file of a package may have for us to hold it.
 const MAX_FILE: u64 = 512 << 20;
 
-/// Walks the regular files of the package at `path`, in its order. `visit` is given each one's path without a leading
-/// slash and its length, and says whether it wants the contents, which `take` then gets. Names that lead out of
+/// What stands under one name in a package, folders left out.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Entry {
+    /// A regular file.
+    File {
+        /// Whether its owner may execute it.
+        executable: bool,
+        /// Its contents.
+        data: Vec<u8>,
+    },
+    /// A symbolic link: where it leads, as the package says.
+    Symlink(String),
+    /// A hard link to a file that came before.
+    Hardlink(String),
+}
+
+/// Walks the regular files of the package at `path`, in its order. `wanted` is given each one's path without a leading
+/// slash, and says whether it wants the contents, which `take` then gets. Names that lead out of
 /// the package's root are refused.
 ///
 /// # Errors
@@ -20,8 +36,7 @@ pub fn for_each_file(
     wanted: impl FnMut(&str) -> bool,
     take: impl FnMut(&str, Vec<u8>) -> Result<(), DebianError>,
 ) -> Result<(), DebianError> {
-    let file = File::open(path).map_err(|e| DebianError::io("open", path, e))?;
-    read_files(path, BufReader::new(file), wanted, take)
+    read_files(path, open(path)?, wanted, take)
 }
 
 /// [`for_each_file`] of a package that is being read; `path` is what errors call it.
@@ -31,8 +46,36 @@ pub fn for_each_file(
 pub fn read_files(
     path: &Path,
     package: impl Read,
-    mut wanted: impl FnMut(&str) -> bool,
+    wanted: impl FnMut(&str) -> bool,
     mut take: impl FnMut(&str, Vec<u8>) -> Result<(), DebianError>,
+) -> Result<(), DebianError> {
+    read_entries(path, package, wanted, |name, entry| match entry {
+        Entry::File { data, .. } => take(name, data),
+        Entry::Symlink(_) | Entry::Hardlink(_) => Ok(()),
+    })
+}
+
+/// As [`for_each_file`], with links and permissions.
+///
+/// # Errors
+/// As there.
+pub fn for_each_entry(
+    path: &Path,
+    wanted: impl FnMut(&str) -> bool,
+    take: impl FnMut(&str, Entry) -> Result<(), DebianError>,
+) -> Result<(), DebianError> {
+    read_entries(path, open(path)?, wanted, take)
+}
+
+fn open(path: &Path) -> Result<BufReader<File>, DebianError> {
+    Ok(BufReader::new(File::open(path).map_err(|e| DebianError::io("open", path, e))?))
+}
+
+fn read_entries(
+    path: &Path,
+    package: impl Read,
+    mut wanted: impl FnMut(&str) -> bool,
+    mut take: impl FnMut(&str, Entry) -> Result<(), DebianError>,
 ) -> Result<(), DebianError> {
     let bad = |why: String| DebianError::BadPackage { path: path.to_owned(), why };
     let mut ar = ar::Archive::new(package);
@@ -47,7 +90,8 @@ pub fn read_files(
         let damaged = |e: io::Error| bad(format!("{name} is damaged or cut short ({e})"));
         for entry in tar.entries().map_err(damaged)? {
             let mut entry = entry.map_err(damaged)?;
-            if !entry.header().entry_type().is_file() {
+            let kind = entry.header().entry_type();
+            if !(kind.is_file() || kind.is_symlink() || kind.is_hard_link()) {
                 continue;
             }
             let file = {
@@ -57,16 +101,28 @@ pub fn read_files(
             if !wanted(&file) {
                 continue;
             }
+            if !kind.is_file() {
+                let target = entry.link_name().map_err(damaged)?.unwrap_or_default();
+                let strange = || bad(format!("{file} is a link to {target:?}"));
+                let made = if kind.is_symlink() {
+                    Entry::Symlink(target.to_str().ok_or_else(strange)?.to_owned())
+                } else {
+                    Entry::Hardlink(clean(&target).ok_or_else(strange)?)
+                };
+                take(&file, made)?;
+                continue;
+            }
             let size = entry.size();
             if size > MAX_FILE {
                 return Err(bad(format!("{file} is {size} bytes long")));
             }
+            let executable = entry.header().mode().map_err(damaged)? & 0o100 != 0;
             let mut data = Vec::new();
             entry.read_to_end(&mut data).map_err(damaged)?;
             if data.len() as u64 != size {
                 return Err(bad(format!("{file} is cut short")));
             }
-            take(&file, data)?;
+            take(&file, Entry::File { executable, data })?;
         }
         return Ok(());
     }
@@ -152,6 +208,47 @@ mod tests {
         let gz = gz.finish().unwrap();
         assert_eq!(files(&package("data.tar.gz", &gz)).unwrap().len(), 1);
         assert!(files(&package("data.tar.gz", &gz[..gz.len() / 2])).unwrap_err().contains("data.tar.gz"));
+    }
+
+    #[test]
+    fn reads_links_and_permissions() {
+        let mut tar = tar::Builder::new(Vec::new());
+        for (name, kind, mode) in [
+            ("bin/a", tar::EntryType::Regular, 0o755),
+            ("bin/b", tar::EntryType::Symlink, 0o777),
+            ("bin/c", tar::EntryType::Link, 0o755),
+        ] {
+            let mut h = tar::Header::new_gnu();
+            h.set_path(name).unwrap();
+            h.set_entry_type(kind);
+            h.set_size(0);
+            h.set_mode(mode);
+            if mode != 0o755 || kind == tar::EntryType::Link {
+                h.set_link_name("bin/a").unwrap();
+            }
+            h.set_cksum();
+            tar.append(&h, &[][..]).unwrap();
+        }
+        let deb = package("data.tar", &tar.into_inner().unwrap());
+        let mut got = Vec::new();
+        read_entries(
+            Path::new("x.deb"),
+            deb.as_slice(),
+            |_| true,
+            |n, e| {
+                got.push((n.to_owned(), e));
+                Ok(())
+            },
+        )
+        .unwrap();
+        assert_eq!(
+            got,
+            [
+                ("bin/a".to_owned(), Entry::File { executable: true, data: vec![] }),
+                ("bin/b".to_owned(), Entry::Symlink("bin/a".to_owned())),
+                ("bin/c".to_owned(), Entry::Hardlink("bin/a".to_owned())),
+            ]
+        );
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::DebianError;
 use super::apt::Apt;
-use super::cache::Cache;
+use super::cache::{Cache, CacheLock};
 use super::deb::for_each_file;
 use super::initramfs::{self, Contents};
 use super::modules;
@@ -82,8 +82,7 @@ pub fn guest(cache: &Cache, kind: GuestKind, progress: &Progress) -> Result<Gues
     if let Some(g) = whole(&dir) {
         return Ok(g);
     }
-    let apt = Apt::new(&cache.root().join("apt"))?;
-    let debs = apt.fetch(kind.packages(), progress)?;
+    let debs = packages(cache, &lock, kind.packages(), progress)?;
     progress.say(&format!("making the {} guest", kind.name()));
     let made = cache.make(&lock, &name, |dir| match kind {
         GuestKind::Installer => unpack_installer(&debs, dir),
@@ -91,6 +90,19 @@ pub fn guest(cache: &Cache, kind: GuestKind, progress: &Progress) -> Result<Gues
     })?;
     whole(&made)
         .ok_or(DebianError::BadPackage { path: made, why: "it holds no kernel or no initrd".to_owned() })
+}
+
+/// Fetches `packages` and what they depend on by apt, as for a guest; the .deb files, each checked.
+///
+/// # Errors
+/// Those of apt, [`DebianError::Io`].
+pub fn packages(
+    cache: &Cache,
+    _lock: &CacheLock,
+    packages: &[&str],
+    progress: &Progress,
+) -> Result<Vec<PathBuf>, DebianError> {
+    Apt::new(&cache.root().join("apt"))?.fetch(packages, progress)
 }
 
 /// The guest in `dir`. A folder of its name is only ever there whole.

@@ -14,6 +14,6 @@ mod sources;
 
 pub use cache::{Cache, CacheLock};
 pub use error::DebianError;
-pub use guest::{Guest, GuestKind, guest};
+pub use guest::{Guest, GuestKind, guest, packages};
 pub use progress::Progress;
 pub use session::{Session, TerminalInfo, session_initramfs};
