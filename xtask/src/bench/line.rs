@@ -1,0 +1,86 @@
+//! What the guest's driver says, line by line.
+
+/// A line that it printed.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Line {
+    /// Userspace has begun.
+    Up,
+    /// The list is done.
+    End,
+    /// A program has ended.
+    Program(String, Outcome),
+    /// Something else: a kernel message.
+    Other,
+}
+
+/// How a program ended.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Outcome {
+    /// With a right result.
+    Done {
+        /// Time that its work took, in seconds.
+        seconds: f64,
+        /// How often it did it.
+        iterations: u64,
+        /// Its result, equal on all sides.
+        check: String,
+    },
+    /// Its result is wrong, or it died.
+    Failed(String),
+    /// This processor cannot run it.
+    Skipped(String),
+}
+
+/// Reads one line.
+pub fn parse(line: &str) -> Line {
+    match line.trim_end() {
+        "bench: up" => return Line::Up,
+        "bench: end" => return Line::End,
+        _ => {}
+    }
+    // A kernel message can stand before it on the same line.
+    let Some(at) = line.find("bench ") else { return Line::Other };
+    let mut words = line[at..].split_whitespace().skip(1);
+    let (Some(name), Some(second)) = (words.next(), words.next()) else { return Line::Other };
+    let rest: Vec<_> = words.collect();
+    let outcome = match (second, rest.as_slice()) {
+        ("failed", why) => Outcome::Failed(why.join(" ")),
+        ("skipped", why) => Outcome::Skipped(why.join(" ")),
+        (seconds, [iterations, check]) => match (seconds.parse::<f64>(), iterations.parse()) {
+            (Ok(seconds), Ok(iterations)) if seconds > 0.0 && seconds.is_finite() && iterations > 0 => {
+                Outcome::Done { seconds, iterations, check: (*check).to_owned() }
+            }
+            _ => return Line::Other,
+        },
+        _ => return Line::Other,
+    };
+    Line::Program(name.to_owned(), outcome)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_what_the_driver_prints() {
+        assert_eq!(parse("bench: up\r"), Line::Up);
+        assert_eq!(parse("bench: end"), Line::End);
+        let done = Outcome::Done { seconds: 0.25, iterations: 7, check: "00ff".into() };
+        assert_eq!(parse("bench sqlite 0.250000000 7 00ff\r"), Line::Program("sqlite".into(), done));
+        assert_eq!(
+            parse("bench x failed signal 11 (Segmentation fault)"),
+            Line::Program("x".into(), Outcome::Failed("signal 11 (Segmentation fault)".into()))
+        );
+        assert_eq!(
+            parse("[ 1.0] noise bench x skipped no SHA-NI"),
+            Line::Program("x".into(), Outcome::Skipped("no SHA-NI".into()))
+        );
+    }
+
+    #[test]
+    fn leaves_what_is_not_whole() {
+        for l in ["", "bench", "bench x", "bench x 1.0 2", "bench x inf 2 3", "bench x 1.0 0 3", "hello"] {
+            assert_eq!(parse(l), Line::Other, "{l}");
+        }
+    }
+}
