@@ -327,6 +327,7 @@ impl Mmu {
         for s in 0..SLOTS {
             self.flush_slot(s, false);
         }
+        self.local_high = false;
     }
 
     /// Drops the entries of the current address space that are not global.

@@ -10,7 +10,7 @@ use super::asm::{Asm, Patch, abs, at, cc, ctx, rip};
 use super::classify::{Class, classify};
 use super::ctx::{off, spilled};
 use super::key;
-use super::store::{Block, LEAST_CODE, Link, MOST_CODE, MOST_SITES, Op, Store};
+use super::store::{Block, LEAST_CODE, Link, MOST_CODE, MOST_SITES, Op, Second, Store};
 use crate::cpu::Cpu;
 use crate::host::Unit;
 use crate::sites::Site;
@@ -57,8 +57,17 @@ pub struct Source<'a> {
     pub bytes: &'a [u8],
     /// What under.
     pub key: u32,
-    /// Instructions at most.
-    pub limit: usize,
+    /// They are one instruction that goes on in the next page.
+    pub straddles: bool,
+}
+
+/// Versions of the code that a block is translated from.
+#[derive(Clone, Copy, Debug)]
+pub struct Versions {
+    /// Of its page.
+    pub first: u32,
+    /// The page it goes on in, and its version.
+    pub second: Option<(u64, u32)>,
 }
 
 /// Decodes the instructions of a block, at most to the end of the bytes.
@@ -69,7 +78,8 @@ pub fn decode(cpu: &Cpu, s: &Source<'_>, into: &mut Vec<(Instruction, Class)>) -
     let bits = if s.key & key::BITS64 != 0 { 64 } else { 32 };
     let mut d = Decoder::with_ip(bits, s.bytes, s.gpa & 0xfff, options);
     let mut len = 0;
-    while into.len() < MOST_INSNS.min(s.limit) && d.can_decode() {
+    let most = if s.straddles { 1 } else { MOST_INSNS };
+    while into.len() < most && d.can_decode() {
         let i = d.decode();
         // Cut off by the end of the page, or undefined: the interpreter looks at it.
         if i.is_invalid() {
@@ -98,7 +108,7 @@ pub fn translate(
     cpu: &mut Cpu,
     s: &Source<'_>,
     insns: &[(Instruction, Class)],
-    version: u32,
+    versions: Versions,
     count: bool,
 ) -> Option<u32> {
     let len: usize = insns.iter().map(|(i, _)| i.len()).sum();
@@ -125,6 +135,11 @@ pub fn translate(
         executed: 0,
         ip: 0,
     };
+    let second = versions.second.map(|(gpa, version)| {
+        let gen_site = e.store.new_gen_site(&e.cpu.mmu.sites);
+        e.check_generation(gen_site);
+        Second { gpa, version, gen_site }
+    });
     e.prologue(vec, x87);
     let mut open = true;
     for (i, c) in insns {
@@ -151,10 +166,11 @@ pub fn translate(
         alive: true,
         vec,
         x87,
+        second,
     };
     let Emit { a, store, .. } = e;
     debug_assert!(a.pos() < MOST_CODE);
-    let n = store.add(block, version, &a.code);
+    let n = store.add(block, versions.first, &a.code);
     store.asm = a;
     n
 }
@@ -220,6 +236,17 @@ impl Emit<'_> {
     /// Bytes of a stack slot.
     fn slot_size(&self) -> i32 {
         if self.wide() { 8 } else { 4 }
+    }
+
+    /// Leaves unless the generation of code addresses is the one under which the next page was found to hold what it should.
+    fn check_generation(&mut self, site: u32) {
+        let p = self.store.area.site(site);
+        self.a.load(R11, rip(p));
+        self.a.cmp(R11, ctx(off::GEN));
+        let good = self.a.jcc(cc::E);
+        self.a.mov_imm32(R11, self.block);
+        self.a.jmp_to(self.store.stubs.stale);
+        self.a.bind(good);
     }
 
     fn prologue(&mut self, vec: bool, x87: bool) {

@@ -12,6 +12,7 @@ mod classify;
 pub mod ctx;
 mod emit;
 mod key;
+mod perf;
 pub mod store;
 mod stubs;
 mod vcpu;

@@ -3,6 +3,7 @@
 use super::area::Area;
 use super::asm::{Asm, reg};
 use super::ctx::Ctx;
+use super::perf::PerfMap;
 use super::stubs::{self, Stubs};
 use crate::block::Decoded;
 use crate::cache::Map;
@@ -41,6 +42,19 @@ pub struct Block {
     pub vec: bool,
     /// The same of x87 state.
     pub x87: bool,
+    /// Where it goes on, if its only instruction lies in two pages.
+    pub second: Option<Second>,
+}
+
+/// The second page of a block.
+#[derive(Clone, Copy, Debug)]
+pub struct Second {
+    /// Guest-physical address of the page.
+    pub gpa: u64,
+    /// Version of its code.
+    pub version: u32,
+    /// The site that holds the generation under which it was found there.
+    pub gen_site: u32,
 }
 
 /// An instruction that may leave its block.
@@ -113,6 +127,7 @@ pub struct Store {
     entered: Map<(u64, u64), u64>,
     /// Times that everything was dropped for want of room.
     pub clearings: u64,
+    perf_map: Option<PerfMap>,
 }
 
 impl Store {
@@ -139,6 +154,7 @@ impl Store {
             scattered: HashSet::new(),
             entered: Map::default(),
             clearings: 0,
+            perf_map: PerfMap::open(),
             area,
         };
         s.asm.start(s.area.exec());
@@ -216,7 +232,8 @@ impl Store {
         n
     }
 
-    fn set_gen(&mut self, site: u32, generation: u64) {
+    /// Sets the generation that a site holds.
+    pub fn set_gen(&mut self, site: u32, generation: u64) {
         if let Some(mut s) = self.area.read_site(site) {
             s.tag = generation;
             self.area.write_site(site, s);
@@ -231,13 +248,27 @@ impl Store {
         if !self.area.put(self.used, code) {
             return None;
         }
+        if let Some(m) = &mut self.perf_map {
+            m.add(self.area.exec() + self.used as u64, code.len(), b.gpa, b.key);
+        }
         self.used = (self.used + code.len()).next_multiple_of(16);
-        let page = self.pages.entry(b.gpa >> 12).or_default();
-        page.version = version;
-        page.blocks.push(n);
+        self.note_page(b.gpa >> 12, version, n);
+        if let Some(s) = b.second {
+            self.note_page(s.gpa >> 12, s.version, n);
+        }
         self.by_gpa.insert((b.gpa, b.key as u8), n);
         self.blocks.push(b);
         Some(n)
+    }
+
+    /// Notes that block `n` is from a page at `version`.
+    fn note_page(&mut self, page: u64, version: u32, n: u32) {
+        if self.pages.get(&page).is_some_and(|p| p.version != version) {
+            self.drop_page(page);
+        }
+        let p = self.pages.entry(page).or_default();
+        p.version = version;
+        p.blocks.push(n);
     }
 
     /// Host address of a block's code.

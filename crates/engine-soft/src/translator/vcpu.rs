@@ -2,7 +2,7 @@
 
 use super::classify::Class;
 use super::ctx::{CtxBox, Jump, exit};
-use super::emit::{self, Source};
+use super::emit::{self, Source, Versions};
 use super::store::{Op, Store, clear_jumps};
 use super::{area, key};
 use crate::block::Decoded;
@@ -32,6 +32,32 @@ pub struct Translator {
     dropped: Vec<u64>,
     /// Guest instructions are counted.
     count: bool,
+    exits: Option<Box<Exits>>,
+}
+
+/// Why translated code was left, for those who tune it (`RINGER_EXITS`).
+#[derive(Debug, Default)]
+struct Exits {
+    kinds: [u64; 8],
+    interpreted: std::collections::HashMap<iced_x86::Mnemonic, u64>,
+    filled: u64,
+    dispatched: u64,
+    found: u64,
+}
+
+impl Drop for Translator {
+    fn drop(&mut self) {
+        if let Some(e) = &self.exits {
+            eprintln!("exits: {:?}", e.kinds);
+            eprintln!("dispatched {} found {} filled {} clearings {}", e.dispatched, e.found, e.filled, self.store.clearings);
+            eprintln!("in use {:?} blocks {} scattered {}", self.store.in_use(), self.store.blocks.len(), self.store.scattered.len());
+            let mut all: Vec<_> = e.interpreted.iter().collect();
+            all.sort_by_key(|(_, n)| std::cmp::Reverse(**n));
+            for (m, n) in all.iter().take(30) {
+                eprintln!("  {m:?} {n}");
+            }
+        }
+    }
 }
 
 /// How it goes on after translated code was left.
@@ -76,6 +102,7 @@ impl Translator {
             insns: Vec::new(),
             dropped: Vec::new(),
             count: std::env::var_os("RINGER_COUNT").is_some(),
+            exits: std::env::var_os("RINGER_EXITS").map(|_| Box::default()),
         })
     }
 
@@ -111,6 +138,9 @@ impl Translator {
             return self.interp.block(false);
         };
         self.key = k;
+        if let Some(e) = &mut self.exits {
+            e.dispatched += 1;
+        }
         let gen_key = self.gen_key();
         let lin = self.interp.code_lin();
         let j = self.ctx.get().jumps[lin as usize & (super::ctx::JUMPS - 1)];
@@ -138,17 +168,15 @@ impl Translator {
     fn find(&mut self, lin: u64) -> crate::cpu::R<Option<u32>> {
         let gpa = self.interp.cpu.fetch_gpa(lin)?;
         let vpage = lin & !0xfff;
+        if let Some(e) = &mut self.exits {
+            e.found += 1;
+        }
         if !self.interp.cpu.mmu.memory().contains(gpa & !0xfff, PAGE_SIZE) {
             return Ok(None);
         }
         let version = self.interp.cpu.mmu.memory().code_version(gpa);
-        let block = match self.store.find(gpa, self.key, version) {
-            Some(b) => b,
-            None => match self.translate(gpa) {
-                Some(b) => b,
-                None => return Ok(None),
-            },
-        };
+        let found = self.store.find(gpa, self.key, version).filter(|b| self.second_page_holds(*b, vpage));
+        let Some(block) = found.or_else(|| self.translate(lin, gpa)) else { return Ok(None) };
         let user = self.key & key::USER != 0;
         let generation = self.interp.cpu.mmu.code_generation(user);
         if !self.store.enter(generation, gpa, vpage) {
@@ -157,6 +185,9 @@ impl Translator {
             let _first = self.store.enter(generation, gpa, vpage);
         }
         let gen_key = self.gen_key();
+        if let Some(second) = self.store.blocks[block as usize].second {
+            self.store.set_gen(second.gen_site, gen_key);
+        }
         let code = self.store.code_of(block);
         let c = self.ctx.get_mut();
         c.vpage = vpage;
@@ -172,34 +203,89 @@ impl Translator {
         Ok(Some(block))
     }
 
-    fn translate(&mut self, gpa: u64) -> Option<u32> {
-        if !self.store.has_room() {
-            self.clear();
+    /// Whether block `n`, entered at `vpage`, still goes on where it did, if it goes on in the next page; drops it if not.
+    fn second_page_holds(&mut self, n: u32, vpage: u64) -> bool {
+        let Some(second) = self.store.blocks[n as usize].second else { return true };
+        let next = self.interp.cpu.lin_add(vpage, PAGE_SIZE);
+        let holds = match self.interp.cpu.fetch_gpa(next) {
+            Ok(gpa) => gpa == second.gpa && self.interp.cpu.mmu.memory().code_version(gpa) == second.version,
+            Err(_) => {
+                // The interpreter is going to raise it, if it is still so then.
+                self.interp.cpu.exc = None;
+                false
+            }
+        };
+        if !holds {
+            self.store.drop_block(n);
         }
+        holds
+    }
+
+    /// Declares code about to be translated; its version, or none if it may still be written behind our back.
+    fn mark_code(&mut self, gpa: u64, len: usize) -> Option<u32> {
         let cpu = &mut self.interp.cpu;
-        let window = (PAGE_SIZE - gpa % PAGE_SIZE).min(1024) as usize;
-        let (mut bytes, mut again) = ([0; 1024], [0; 1024]);
-        cpu.mmu.memory().read(gpa, &mut bytes[..window]).ok()?;
-        let s = Source { gpa, bytes: &bytes[..window], key: self.key, limit: usize::MAX };
-        let len = emit::decode(cpu, &s, &mut self.insns) as usize;
-        if len == 0 {
-            return None;
-        }
         let (version, cached) = cpu.mmu.memory().mark_code(gpa, len as u64);
         if cached {
             cpu.mmu.flush_writes_to(gpa);
             self.interp.shared.raise(cpu.index);
         }
-        // What may still be written behind our back is not worth translating yet.
-        if !self.interp.shared.settled(cpu.index, self.interp.shared.epoch()) {
-            return None;
+        self.interp.shared.settled(cpu.index, self.interp.shared.epoch()).then_some(version)
+    }
+
+    fn translate(&mut self, lin: u64, gpa: u64) -> Option<u32> {
+        if !self.store.has_room() {
+            self.clear();
         }
-        cpu.mmu.memory().read(gpa, &mut again[..len]).ok()?;
+        let window = (PAGE_SIZE - gpa % PAGE_SIZE).min(1024) as usize;
+        let (mut bytes, mut again) = ([0; 1024], [0; 1024]);
+        self.interp.cpu.mmu.memory().read(gpa, &mut bytes[..window]).ok()?;
+        let s = Source { gpa, bytes: &bytes[..window], key: self.key, straddles: false };
+        let len = emit::decode(&self.interp.cpu, &s, &mut self.insns) as usize;
+        if len == 0 {
+            return if window < 15 { self.translate_straddling(lin, gpa) } else { None };
+        }
+        let version = self.mark_code(gpa, len)?;
+        self.interp.cpu.mmu.memory().read(gpa, &mut again[..len]).ok()?;
         if again[..len] != bytes[..len] {
             return None;
         }
-        cpu.stats.blocks_decoded += 1;
-        emit::translate(&mut self.store, cpu, &s, &self.insns, version, self.count)
+        self.interp.cpu.stats.blocks_decoded += 1;
+        emit::translate(&mut self.store, &mut self.interp.cpu, &s, &self.insns, Versions { first: version, second: None }, self.count)
+    }
+
+    /// Translates an instruction that goes on in the next page: a block of its own.
+    fn translate_straddling(&mut self, lin: u64, gpa: u64) -> Option<u32> {
+        let head = (PAGE_SIZE - gpa % PAGE_SIZE) as usize;
+        let next = self.interp.cpu.lin_add(lin & !0xfff, PAGE_SIZE);
+        let Ok(gpa2) = self.interp.cpu.fetch_gpa(next) else {
+            self.interp.cpu.exc = None;
+            return None;
+        };
+        if !self.interp.cpu.mmu.memory().contains(gpa2, PAGE_SIZE) {
+            return None;
+        }
+        let (mut bytes, mut again) = ([0; 15], [0; 15]);
+        let memory = self.interp.cpu.mmu.memory().clone();
+        let read = |b: &mut [u8; 15]| {
+            let (a, z) = b.split_at_mut(head);
+            memory.read(gpa, a).is_ok() && memory.read(gpa2, z).is_ok()
+        };
+        if !read(&mut bytes) {
+            return None;
+        }
+        let s = Source { gpa, bytes: &bytes, key: self.key, straddles: true };
+        let len = emit::decode(&self.interp.cpu, &s, &mut self.insns) as usize;
+        if len <= head {
+            return None;
+        }
+        let first = self.mark_code(gpa, head)?;
+        let second = self.mark_code(gpa2, len - head)?;
+        if !read(&mut again) || again[..len] != bytes[..len] {
+            return None;
+        }
+        self.interp.cpu.stats.blocks_decoded += 1;
+        let versions = Versions { first, second: Some((gpa2, second)) };
+        emit::translate(&mut self.store, &mut self.interp.cpu, &s, &self.insns, versions, self.count)
     }
 
     /// Runs translated code from `code` on, and what it leaves to be done, until that is not in translated code any more.
@@ -239,6 +325,9 @@ impl Translator {
     fn serve(&mut self) -> Result<Next, Exit> {
         let c = self.ctx.get();
         let (kind, arg, vpage) = (c.kind, c.arg, c.vpage);
+        if let Some(e) = &mut self.exits {
+            e.kinds[kind as usize & 7] += 1;
+        }
         match kind {
             exit::LINK => {
                 let link = self.store.links[arg as usize];
@@ -311,6 +400,9 @@ impl Translator {
             if cpu.translate(lin, acc).is_ok() {
                 if let Some(host) = cpu.fast_ptr(lin, size, site.write != 0) {
                     let host = host as u64;
+                    if let Some(e) = &mut self.exits {
+                        e.filled += 1;
+                    }
                     cpu.mmu.sites.fill(n, lin & !0xfff, host & !0xfff);
                     self.ctx.get_mut().lin = host;
                     return Ok(self.resume(op, self.resume_of(n)));
@@ -366,6 +458,9 @@ impl Translator {
         cpu.rip = rip;
         cpu.next_rip = following;
         cpu.last_mnemonic = d.insn.mnemonic();
+        if let Some(e) = &mut self.exits {
+            *e.interpreted.entry(cpu.last_mnemonic).or_default() += 1;
+        }
         let done = if d.is_host { host::run(cpu, &d.host, &d.insn) } else { generic::execute(cpu, &d.insn) };
         match done {
             Ok(()) => {
