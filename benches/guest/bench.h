@@ -15,7 +15,8 @@ struct bench {
 };
 
 // Each file's programs, ended by one without a name.
-extern const struct bench integer_benches[], system_benches[], package_benches[];
+extern const struct bench integer_benches[], coremark_benches[], float_benches[], simd_benches[], crypto_benches[], control_benches[],
+	code_benches[], memory_benches[], system_benches[], thread_benches[], package_benches[];
 
 // End the program: its result is wrong, or this processor cannot run it.
 _Noreturn void fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
@@ -31,6 +32,15 @@ uint64_t hash(uint64_t hash, const void *data, size_t len);
 
 // Pseudo-random numbers, the same everywhere (xorshift64*).
 uint64_t next_random(uint64_t *state);
+
+// SHA-256 of 64 KiB of zero bytes, `n` times: first and last word of the state without padding.
+uint64_t sha256(uint64_t n);
+
+// An anonymous mapping in small pages.
+void *map_pages(size_t bytes, int protection);
+
+// Whether CPUID's leaf 7 or 1 says that the processor has it.
+int has_feature(unsigned leaf, int reg, int bit);
 
 // Keeps the compiler from knowing the value of `x`.
 #define OPAQUE(x) __asm__ volatile("" : "+r"(x))

@@ -6,6 +6,7 @@
 // WHY, or bench NAME skipped WHY.
 
 #include "bench.h"
+#include <cpuid.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
@@ -15,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/reboot.h>
 #include <sys/stat.h>
@@ -25,7 +27,10 @@
 // A program that takes longer has failed.
 #define LIMIT_SECONDS 300
 
-static const struct bench *const files[] = {integer_benches, system_benches, package_benches};
+static const struct bench *const files[] = {
+	integer_benches, coremark_benches, float_benches, simd_benches, crypto_benches, control_benches,
+	code_benches, memory_benches, system_benches, thread_benches, package_benches,
+};
 static const char *current = "?";
 
 static _Noreturn void end(const char *how, const char *format, va_list args)
@@ -80,6 +85,21 @@ uint64_t next_random(uint64_t *state)
 	x ^= x >> 27;
 	*state = x;
 	return x * 0x2545f4914f6cdd1du;
+}
+
+void *map_pages(size_t bytes, int protection)
+{
+	void *p = mmap(NULL, bytes, protection, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	NEED(p != MAP_FAILED);
+	// A kernel that has no large pages refuses, which is as well.
+	madvise(p, bytes, MADV_NOHUGEPAGE);
+	return p;
+}
+
+int has_feature(unsigned leaf, int reg, int bit)
+{
+	unsigned r[4];
+	return __get_cpuid_count(leaf, 0, &r[0], &r[1], &r[2], &r[3]) && (r[reg] >> bit & 1);
 }
 
 static const struct bench *find(const char *name)
@@ -201,6 +221,23 @@ static _Noreturn void init_main(void)
 		pause();
 }
 
+// Keeps to as many processors as the guest that this is compared with has: programs that hand over to one another
+// run otherwise on one than on two.
+static void pin(int n)
+{
+	cpu_set_t all, some;
+	CPU_ZERO(&some);
+	if (sched_getaffinity(0, sizeof all, &all))
+		return;
+	for (int cpu = CPU_SETSIZE - 1; cpu >= 0 && n > 0; cpu--)
+		if (CPU_ISSET(cpu, &all)) {
+			CPU_SET(cpu, &some);
+			n--;
+		}
+	if (sched_setaffinity(0, sizeof some, &some))
+		fprintf(stderr, "bench: cannot keep to some processors: %s\n", strerror(errno));
+}
+
 static void put(const char *path, const char *text)
 {
 	int fd = open(path, O_WRONLY);
@@ -238,13 +275,21 @@ int main(int argc, char **argv)
 {
 	if (getpid() == 1)
 		init_main();
-	if (argc == 4 && !strcmp(argv[1], "--root")) {
-		enter(argv[2]);
+	// What the exec program runs.
+	if (argc == 2 && !strcmp(argv[1], "true"))
+		return 0;
+	while (argc > 3) {
+		if (!strcmp(argv[1], "--root"))
+			enter(argv[2]);
+		else if (!strcmp(argv[1], "--cpus"))
+			pin(atoi(argv[2]));
+		else
+			break;
 		argv += 2;
 		argc -= 2;
 	}
 	if (argc != 2) {
-		fprintf(stderr, "usage: init [--root DIR] NAME:ITERATIONS,...\n");
+		fprintf(stderr, "usage: init [--cpus N] [--root DIR] NAME:ITERATIONS,...\n");
 		return 2;
 	}
 	return !run_list(argv[1]);

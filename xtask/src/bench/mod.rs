@@ -1,12 +1,15 @@
 //! `cargo xtask bench`: the same programs on the host, in Ringer's guests and in QEMU's, interleaved in one run.
 
 mod catalog;
+mod host;
 mod kit;
 mod line;
+mod markdown;
 mod memory;
 mod results;
 mod side;
 mod stats;
+mod summary;
 mod table;
 mod tree;
 
@@ -39,6 +42,9 @@ pub struct Options {
     /// An eighth of the work: less exact
     #[arg(long)]
     quick: bool,
+    /// Write docs/performance.md (of a full run)
+    #[arg(long, conflicts_with_all = ["only", "quick", "no_qemu", "no_native"])]
+    write: bool,
     /// Leave QEMU out
     #[arg(long)]
     no_qemu: bool,
@@ -83,6 +89,11 @@ pub fn run(options: &Options) -> Result<bool> {
     }
     let results = measure(options, &kit, &ringer, &sides(options))?;
     println!("{}", table::text(&results));
+    if options.write {
+        let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/performance.md");
+        let text = markdown::page(&results, &host::describe(), options.rounds);
+        std::fs::write(&page, text).with_context(|| format!("cannot write {}", page.display()))?;
+    }
     Ok(results.failures().is_empty())
 }
 
@@ -126,10 +137,10 @@ fn measure(options: &Options, kit: &Kit, ringer: &Path, sides: &[Side]) -> Resul
             for side in sides {
                 if boots && *side != Side::Native && cpus == 1 {
                     let (report, why) =
-                        side::once(side::command(side, kit, ringer, &kit.boot_initrd, cpus, Some("")))?;
+                        side::once(side, side::command(side, kit, ringer, &kit.boot_initrd, cpus, Some("")))?;
                     results.boot(side, &report, why);
                 }
-                if programs.is_empty() || (*side == Side::Native && cpus != options.cpus[0]) {
+                if programs.is_empty() {
                     continue;
                 }
                 eprintln!(
@@ -139,7 +150,7 @@ fn measure(options: &Options, kit: &Kit, ringer: &Path, sides: &[Side]) -> Resul
                 );
                 let items: Vec<_> =
                     programs.iter().map(|p| (p.name.to_owned(), p.iterations(side, options.quick))).collect();
-                let report = side::run(&items, |list| {
+                let report = side::run(side, &items, |list| {
                     side::command(side, kit, ringer, &kit.initrd, cpus, Some(list))
                 })?;
                 for (program, outcome) in report.outcomes {

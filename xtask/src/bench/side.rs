@@ -55,7 +55,7 @@ pub fn command(
     match side {
         Side::Native => {
             let mut c = Command::new(kit.driver());
-            c.arg("--root").arg(&kit.root).args(list);
+            c.args(["--cpus", &cpus.to_string(), "--root"]).arg(&kit.root).args(list);
             c
         }
         Side::Ringer(engine) => {
@@ -77,24 +77,29 @@ pub fn command(
 }
 
 /// Runs programs to the end. A program that takes the machine down with it has failed; those after it run in another
-/// machine.
+/// machine. Where no machine comes up, the first program has failed and the rest are left out.
 ///
 /// # Errors
 /// If a process cannot be started.
-pub fn run(items: &[(String, u64)], mut make: impl FnMut(&str) -> Command) -> Result<Report> {
+pub fn run(side: &Side, items: &[(String, u64)], mut make: impl FnMut(&str) -> Command) -> Result<Report> {
     let mut all = Report::default();
     let mut left: VecDeque<_> = items.iter().cloned().collect();
     while !left.is_empty() {
         let list: Vec<_> = left.iter().map(|(name, n)| format!("{name}:{n}")).collect();
-        let (part, why) = once(make(&list.join(",")))?;
+        let (part, why) = once(side, make(&list.join(",")))?;
+        let up = *side == Side::Native || part.boot.is_some();
         all.boot = all.boot.or(part.boot);
         all.peak = all.peak.max(part.peak);
         for (name, outcome) in part.outcomes {
             left.retain(|(n, _)| *n != name);
             all.outcomes.push((name, outcome));
         }
-        if let (Some(why), Some((name, _))) = (why, left.pop_front()) {
+        if let Some((name, _)) = left.pop_front() {
+            let why = why.unwrap_or_else(|| "it did not report".to_owned());
             all.outcomes.push((name, Outcome::Failed(why)));
+        }
+        if !up {
+            break;
         }
     }
     Ok(all)
@@ -104,7 +109,7 @@ pub fn run(items: &[(String, u64)], mut make: impl FnMut(&str) -> Command) -> Re
 ///
 /// # Errors
 /// If it cannot be started.
-pub fn once(mut command: Command) -> Result<(Report, Option<String>)> {
+pub fn once(side: &Side, mut command: Command) -> Result<(Report, Option<String>)> {
     let name = PathBuf::from(command.get_program());
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let began = Instant::now();
@@ -149,7 +154,7 @@ pub fn once(mut command: Command) -> Result<(Report, Option<String>)> {
     let status = child.wait().context("cannot wait for a process")?;
     let said = errors.and_then(|e| e.join().ok()).unwrap_or_default();
     // A native run ends with 1 if a program failed, which its line has said.
-    let complete = ended || status.code().is_some_and(|c| c <= 1) && report.boot.is_none();
+    let complete = ended || *side == Side::Native && status.code().is_some_and(|c| c <= 1);
     let why = (!complete).then(|| match said.trim().lines().last() {
         _ if hangs => format!("nothing came for {} s", SILENCE.as_secs()),
         Some(words) => format!("{}: {words}", name.display()),

@@ -1,11 +1,14 @@
-//! Tables of the results.
+//! Tables of the results: rows of text cells, and how they look on a terminal.
 
-use super::catalog::{Class, PROGRAMS, Side};
+use super::catalog::{PROGRAMS, Side};
 use super::results::{Results, title};
-use super::stats::geometric_mean;
+use super::summary::{engines, guests, means, slowdown, speed, two_threads};
 
-/// A table of text cells: first row is the head. Numbers stand to the right, the first column to the left.
-fn grid(rows: &[Vec<String>]) -> String {
+/// Rows of cells; the first is the head.
+pub type Rows = Vec<Vec<String>>;
+
+/// A table for the terminal. Numbers stand to the right, the first column to the left.
+fn grid(rows: &Rows) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |c: usize| rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count()).max().unwrap_or(0);
     let widths: Vec<_> = (0..columns).map(width).collect();
@@ -24,7 +27,7 @@ fn grid(rows: &[Vec<String>]) -> String {
 }
 
 /// Seconds as a person says them.
-fn seconds(t: f64) -> String {
+pub fn seconds(t: f64) -> String {
     match t {
         t if t >= 1.0 => format!("{t:.2} s"),
         t if t >= 1e-3 => format!("{:.2} ms", t * 1e3),
@@ -34,7 +37,7 @@ fn seconds(t: f64) -> String {
 }
 
 /// A ratio with three digits.
-fn ratio(r: f64) -> String {
+pub fn ratio(r: f64) -> String {
     match r {
         r if r >= 99.95 => format!("{r:.0}"),
         r if r >= 9.995 => format!("{r:.1}"),
@@ -42,96 +45,106 @@ fn ratio(r: f64) -> String {
     }
 }
 
+fn or_dash(cell: Option<f64>, show: fn(f64) -> String) -> String {
+    cell.map_or_else(|| "-".to_owned(), show)
+}
+
 /// All results as text.
 pub fn text(r: &Results) -> String {
     let mut out = String::new();
     for &cpus in &r.cpus {
-        let rows = rows(r, cpus);
+        let rows = programs(r, cpus);
         if rows.len() > 1 {
             out.push_str(&format!(
-                "\n{cpus} processor(s); time of one iteration natively, slowdowns against it\n"
+                "\n{cpus} processor{}: native time of one iteration, slowdown against it, speed against QEMU\n\n",
+                if cpus == 1 { "" } else { "s" }
             ));
             out.push_str(&grid(&rows));
         }
     }
-    for side in &r.sides {
-        if let Some(t) = r.boot_time(side) {
-            out.push_str(&format!("boot to the first userspace line, {}: {}\n", title(side), seconds(t)));
+    for (what, rows) in [("geometric means", classes(r)), ("whole processes", processes(r))] {
+        if rows.len() > 1 {
+            out.push_str(&format!("\n{what}\n\n{}", grid(&rows)));
         }
-        if let Some(p) = r.peak(side) {
-            out.push_str(&format!("peak memory beside guest RAM, {}: {} MiB\n", title(side), p >> 20));
-        }
+    }
+    if !r.failures().is_empty() {
+        out.push_str(&format!("\nfailed:\n  {}\n", r.failures().join("\n  ")));
     }
     out
 }
 
-fn engines(r: &Results) -> Vec<&Side> {
-    r.sides.iter().filter(|s| matches!(s, Side::Ringer(_))).collect()
+fn head(r: &Results, first: &[&str]) -> Vec<String> {
+    let mut row: Vec<_> = first.iter().map(|s| (*s).to_owned()).collect();
+    row.extend(guests(r).iter().map(|s| format!("{} / native", title(s))));
+    if r.sides.contains(&Side::Qemu) {
+        row.extend(engines(r).iter().map(|s| format!("QEMU / {}", title(s))));
+    }
+    row
 }
 
-fn rows(r: &Results, cpus: u32) -> Vec<Vec<String>> {
-    let native = |p: &str| r.cpus.iter().find_map(|&n| r.time(&Side::Native, n, p));
-    let guests: Vec<_> = r.sides.iter().filter(|s| **s != Side::Native).collect();
-    let mut rows = vec![vec!["program".to_owned(), "native".to_owned()]];
-    rows[0].extend(guests.iter().map(|s| format!("{} x", title(s))));
-    let qemu = r.sides.contains(&Side::Qemu);
-    if qemu {
-        rows[0].extend(engines(r).iter().map(|s| format!("{} vs QEMU", title(s))));
-    }
-    let dash = || "-".to_owned();
+/// One row a program that ran with this many processors.
+pub fn programs(r: &Results, cpus: u32) -> Rows {
+    let mut rows = vec![head(r, &["program", "native"])];
     for p in PROGRAMS {
-        let times: Vec<_> = guests.iter().map(|s| r.time(s, cpus, p.name)).collect();
-        if times.iter().all(Option::is_none) && (cpus != r.cpus[0] || native(p.name).is_none()) {
+        let native = r.time(&Side::Native, cpus, p.name);
+        if native.is_none() && guests(r).iter().all(|s| r.time(s, cpus, p.name).is_none()) {
             continue;
         }
-        let base = native(p.name);
-        let mut row = vec![p.name.to_owned(), base.map_or_else(dash, seconds)];
-        for (side, t) in guests.iter().zip(&times) {
-            row.push(match (t, base) {
-                (Some(t), Some(b)) => ratio(t / b),
-                (Some(t), None) => seconds(*t),
-                (None, _) if r.skipped(side, cpus, p.name).is_some() => "skipped".to_owned(),
-                (None, _) => dash(),
+        let mut row = vec![p.name.to_owned(), or_dash(native, seconds)];
+        for side in guests(r) {
+            row.push(match (r.time(side, cpus, p.name), slowdown(r, side, cpus, p.name)) {
+                (_, Some(s)) => ratio(s),
+                // Without the host, the time itself.
+                (Some(t), None) => seconds(t),
+                (None, None) if r.skipped(side, cpus, p.name).is_some() => "cannot".to_owned(),
+                (None, None) => "-".to_owned(),
             });
         }
-        if qemu {
-            let q = r.time(&Side::Qemu, cpus, p.name);
-            for side in engines(r) {
-                let t = r.time(side, cpus, p.name);
-                row.push(q.zip(t).map_or_else(dash, |(q, t)| ratio(q / t)));
-            }
+        if r.sides.contains(&Side::Qemu) {
+            row.extend(engines(r).iter().map(|s| or_dash(speed(r, s, cpus, p.name), ratio)));
         }
         rows.push(row);
-    }
-    if rows.len() > 2 {
-        rows.extend(means(r, cpus, &guests, &native));
     }
     rows
 }
 
-/// Geometric means: of each class, and of all.
-fn means(r: &Results, cpus: u32, guests: &[&Side], native: &dyn Fn(&str) -> Option<f64>) -> Vec<Vec<String>> {
-    let mut rows = Vec::new();
-    let dash = || "-".to_owned();
-    for class in Class::ALL.into_iter().map(Some).chain([None]) {
-        let of: Vec<_> =
-            PROGRAMS.iter().filter(|p| class.is_none_or(|c| p.class == c)).map(|p| p.name).collect();
-        let mut row = vec![format!("= {}", class.map_or("all", Class::title)), String::new()];
-        for side in guests {
-            let slow = of.iter().filter_map(|p| Some(r.time(side, cpus, p)? / native(p)?));
-            row.push(geometric_mean(slow).map_or_else(dash, ratio));
-        }
-        if r.sides.contains(&Side::Qemu) {
-            for side in engines(r) {
-                let fast =
-                    of.iter().filter_map(|p| Some(r.time(&Side::Qemu, cpus, p)? / r.time(side, cpus, p)?));
-                row.push(geometric_mean(fast).map_or_else(dash, ratio));
-            }
-        }
-        if row[2..].iter().any(|c| c != "-") {
-            rows.push(row);
-        }
+/// Geometric means of the classes, with one processor.
+pub fn classes(r: &Results) -> Rows {
+    let qemu = r.sides.contains(&Side::Qemu);
+    let mut rows = vec![head(r, &["class"])];
+    if qemu {
+        rows[0].push("goal".to_owned());
     }
+    for m in means(r, 1) {
+        let mut row = vec![m.title.to_owned()];
+        row.extend(m.slowdowns.iter().map(|s| or_dash(*s, ratio)));
+        if qemu {
+            row.extend(m.speeds.iter().map(|s| or_dash(*s, ratio)));
+            row.push(or_dash(m.goal, |g| format!("{g}")));
+        }
+        rows.push(row);
+    }
+    rows
+}
+
+/// What concerns whole processes: boot, memory, two threads.
+pub fn processes(r: &Results) -> Rows {
+    let mut rows = vec![vec![String::new()]];
+    rows[0].extend(guests(r).iter().map(|s| title(s)));
+    let mut add = |what: &str, cells: Vec<Option<String>>| {
+        if cells.iter().any(Option::is_some) {
+            let cells = cells.into_iter().map(|c| c.unwrap_or_else(|| "-".to_owned()));
+            rows.push([what.to_owned()].into_iter().chain(cells).collect());
+        }
+    };
+    let all = |f: &dyn Fn(&Side) -> Option<String>| guests(r).into_iter().map(f).collect();
+    add("boot to the first userspace line", all(&|s| r.boot_time(s).map(seconds)));
+    add(
+        "the same against QEMU's (goal: 0.33)",
+        all(&|s| Some(ratio(r.boot_time(s)? / r.boot_time(&Side::Qemu)?))),
+    );
+    add("peak memory beside guest RAM", all(&|s| r.peak(s).map(|p| format!("{} MiB", p >> 20))));
+    add("two busy threads against one, two processors (goal: 1.1)", all(&|s| two_threads(r, s).map(ratio)));
     rows
 }
 
@@ -151,7 +164,7 @@ mod tests {
 
     #[test]
     fn columns_line_up() {
-        let rows = [vec!["a".to_owned(), "head".to_owned()], vec!["long".to_owned(), "1".to_owned()]];
+        let rows = vec![vec!["a".to_owned(), "head".to_owned()], vec!["long".to_owned(), "1".to_owned()]];
         assert_eq!(grid(&rows), "a     head\nlong     1\n");
     }
 }
