@@ -14,14 +14,27 @@ pub struct Site {
     pub tag: u64,
     /// Its host address.
     pub host: u64,
-    /// Refills left before the site is taken for one that has no locality.
-    pub refills: i32,
+    /// Where the code goes on behind the site's check, from the start of the code.
+    pub resume: u32,
     /// 4096 less the bytes of the access.
     pub limit: u16,
-    /// It stands in the log.
-    pub logged: u8,
-    /// It is a write's.
-    pub write: u8,
+    /// Refills left before the site is taken for one that has no locality.
+    pub refills: i8,
+    /// [`LOGGED`], [`WRITE`].
+    pub flags: u8,
+}
+
+/// In [`Site::flags`]: it stands in the log.
+pub const LOGGED: u8 = 1;
+/// In [`Site::flags`]: it is a write's.
+pub const WRITE: u8 = 2;
+
+impl Site {
+    /// Whether it is a write's.
+    #[must_use]
+    pub fn writes(&self) -> bool {
+        self.flags & WRITE != 0
+    }
 }
 
 /// The most sites in the log.
@@ -68,34 +81,33 @@ impl Sites {
 
     /// An empty site for accesses of `size` bytes.
     #[must_use]
-    pub fn empty(&self, size: u64, write: bool, refills: i32) -> Site {
+    pub fn empty(&self, size: u64, write: bool, refills: i8) -> Site {
         Site {
             tag: self.nowhere,
             host: self.nothing,
-            refills,
+            resume: 0,
             limit: (4096 - size.min(4096)) as u16,
-            logged: 0,
-            write: u8::from(write),
+            refills,
+            flags: if write { WRITE } else { 0 },
         }
     }
 
-    /// Puts a site that was just filled into the log; false if the log is full and the site has not been filled.
-    pub fn fill(&mut self, index: u32, tag: u64, host: u64) -> bool {
+    /// Fills site `index` with a page.
+    pub fn fill(&mut self, index: u32, tag: u64, host: u64) {
         // SAFETY: the type's contract.
         unsafe {
             let s = self.base.add(index as usize);
-            if (*s).logged == 0 {
+            if (*s).flags & LOGGED == 0 {
                 if *self.len as usize >= LOG_LEN {
                     self.drop_all();
                 }
                 *self.log.add(*self.len as usize) = self.low.wrapping_add(index * size_of::<Site>() as u32);
                 *self.len += 1;
-                (*s).logged = 1;
+                (*s).flags |= LOGGED;
             }
             (*s).tag = tag;
             (*s).host = host;
         }
-        true
     }
 
     /// Empties the sites that `gone` names.
@@ -114,7 +126,7 @@ impl Sites {
                 if gone(&*s) {
                     (*s).tag = self.nowhere;
                     (*s).host = self.nothing;
-                    (*s).logged = 0;
+                    (*s).flags &= !LOGGED;
                 } else {
                     *self.log.add(kept) = at;
                     kept += 1;
@@ -141,12 +153,12 @@ impl Sites {
 
     /// Empties those of writes.
     pub fn drop_writes(&mut self) {
-        self.drop_if(|s| s.write != 0);
+        self.drop_if(|s| s.writes());
     }
 
     /// Empties those of writes to the host page `host`.
     pub fn drop_writes_to(&mut self, host: u64) {
-        self.drop_if(|s| s.write != 0 && s.host == host);
+        self.drop_if(|s| s.writes() && s.host == host);
     }
 
     /// Forgets the log: the sites are gone.

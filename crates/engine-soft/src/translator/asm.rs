@@ -266,10 +266,6 @@ impl Asm {
         self.mem(&[], false, &[0xf6], 0, m, 1);
         self.raw(&[v]);
     }
-    /// `dec dword [m]`.
-    pub fn dec32(&mut self, m: M) {
-        self.mem(&[], false, &[0xff], 1, m, 0);
-    }
     /// `inc dword [m]`.
     pub fn inc32(&mut self, m: M) {
         self.mem(&[], false, &[0xff], 0, m, 0);
@@ -282,6 +278,19 @@ impl Asm {
     /// `jmp [m]`.
     pub fn jmp_mem(&mut self, m: M) {
         self.mem(&[], false, &[0xff], 4, m, 0);
+    }
+    /// `or byte [m], v`.
+    pub fn or_byte(&mut self, m: M, v: u8) {
+        self.mem(&[], false, &[0x80], 1, m, 1);
+        self.raw(&[v]);
+    }
+    /// `jmp r`.
+    pub fn jmp_reg(&mut self, r: u8) {
+        self.group(false, 0xff, 4, r);
+    }
+    /// `dec byte [m]`.
+    pub fn dec8(&mut self, m: M) {
+        self.mem(&[], false, &[0xfe], 1, m, 0);
     }
     /// `ldmxcsr [m]`.
     pub fn ldmxcsr(&mut self, m: M) {

@@ -6,22 +6,20 @@ use std::mem::offset_of;
 use std::{io, ptr};
 
 /// Entries of the jump cache.
-pub const JUMPS: usize = 4096;
+pub const JUMPS: usize = 32768;
 /// Bytes below the context.
 const STACK: usize = 256 << 10;
 
-/// Where a guest address led to last. Empty ones have a `gen` of 0.
+/// Where a guest address led to last. Empty ones have a `gen_key` of 0.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Jump {
     /// Guest linear address.
     pub lin: u64,
-    /// Generation of code addresses, and mode, in which it did: [`Ctx::gen_key`].
-    pub gen_key: u64,
-    /// Its page.
-    pub vpage: u64,
-    /// The block's code.
-    pub code: u64,
+    /// The block's code, from the start of the area.
+    pub code: u32,
+    /// Low half of the generation of code addresses, and mode, in which it did: [`Ctx::gen_key`].
+    pub gen_key: u32,
 }
 
 /// Why translated code was left: [`Ctx::kind`].
@@ -76,6 +74,8 @@ pub struct Ctx {
     pub regs: u64,
     /// Its XSAVE area.
     pub xsave: u64,
+    /// Start of the area's code.
+    pub base: u64,
     pub log_len: u32,
     pub kind: u32,
     pub arg: u64,
@@ -126,10 +126,17 @@ pub mod off {
     pub const X87_NEXT: i32 = offset_of!(Ctx, x87_next) as i32;
     pub const JUMPS: i32 = offset_of!(Ctx, jumps) as i32;
     pub const LOG: i32 = offset_of!(Ctx, log) as i32;
+    pub const BASE: i32 = offset_of!(Ctx, base) as i32;
     /// Of `jumps`' fields.
-    pub const JUMP_GEN: i32 = JUMPS + 8;
-    pub const JUMP_VPAGE: i32 = JUMPS + 16;
-    pub const JUMP_CODE: i32 = JUMPS + 24;
+    pub const JUMP_CODE: i32 = JUMPS + 8;
+    pub const JUMP_GEN: i32 = JUMPS + 12;
+}
+
+/// Which entry of the jump cache is for guest address `lin`.
+#[must_use]
+#[inline]
+pub fn jump_index(lin: u64) -> usize {
+    lin as usize & (JUMPS - 1)
 }
 
 /// The home of guest register `r`, where it has none among the host's.

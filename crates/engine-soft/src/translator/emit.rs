@@ -23,8 +23,10 @@ use std::mem::offset_of;
 
 /// The most guest instructions of a block.
 const MOST_INSNS: usize = 64;
+/// The most conditional jumps that a block goes on behind, and one.
+const MOST_BRANCHES: u32 = 4;
 /// Refills after which a site is taken for one without locality.
-const REFILLS: i32 = 64;
+const REFILLS: i8 = 100;
 const ARITH: u32 = RflagsBits::OF | RflagsBits::SF | RflagsBits::ZF | RflagsBits::AF | RflagsBits::PF | RflagsBits::CF;
 
 /// Where the guest's arithmetic flags are.
@@ -37,8 +39,8 @@ enum Flags {
 
 /// Code that stands behind the block's straight path.
 enum Cold {
-    /// A site that missed: where it comes from, the site, where it goes on.
-    Miss { from: Patch, site: u32, write: bool, resume: usize },
+    /// A site that missed: where it comes from, and the site.
+    Miss { from: Patch, site: u32, write: bool },
     /// An access that is not for a site: the interpreter executes op.
     Interp { from: Patch, op: u32 },
     /// A link's way out; `patched` if `from` is the jump that is patched.
@@ -70,9 +72,11 @@ pub struct Versions {
     pub second: Option<(u64, u32)>,
 }
 
-/// Decodes the instructions of a block, at most to the end of the bytes.
-pub fn decode(cpu: &Cpu, s: &Source<'_>, into: &mut Vec<(Instruction, Class)>) -> u32 {
+/// Decodes the instructions of a block, at most to the end of the bytes. It goes on behind a few conditional jumps, but not into
+/// code that has a block of its own.
+pub fn decode(cpu: &Cpu, store: &Store, s: &Source<'_>, into: &mut Vec<(Instruction, Class)>) -> u32 {
     into.clear();
+    let mut branches = 0;
     let amd = cpu.model.vendor() == Vendor::Amd;
     let options = if amd { DecoderOptions::AMD } else { DecoderOptions::NONE };
     let bits = if s.key & key::BITS64 != 0 { 64 } else { 32 };
@@ -95,7 +99,9 @@ pub fn decode(cpu: &Cpu, s: &Source<'_>, into: &mut Vec<(Instruction, Class)>) -
             }
             _ => false,
         };
-        if ends {
+        branches += u32::from(c == Class::Jump);
+        let behind = c == Class::Jump && (branches >= MOST_BRANCHES || store.has(s.gpa + u64::from(len), s.key));
+        if ends || behind {
             break;
         }
     }
@@ -457,8 +463,8 @@ impl Emit<'_> {
             self.a.cmp_imm(R10, limit);
             let from = self.a.jcc(cc::A);
             self.a.add(R10, rip(p + offset_of!(Site, host) as u64));
-            self.store.site_resume[site as usize] = self.code + self.a.pos() as u32;
-            self.cold.push(Cold::Miss { from, site, write, resume: self.a.pos() });
+            self.store.set_resume(site, self.code + self.a.pos() as u32);
+            self.cold.push(Cold::Miss { from, site, write });
         }
         self.clobber();
     }
@@ -1008,15 +1014,17 @@ impl Emit<'_> {
         let stop = a.jcc(cc::NE);
         a.mov32(R10, R11);
         a.and_imm32(R10, (super::ctx::JUMPS - 1) as i32);
-        a.shl32(R10, 5);
+        a.shl32(R10, 4);
         a.cmp(R11, ctx(off::JUMPS).index(R10, 0));
         let other = a.jcc(cc::NE);
-        a.load(R11, ctx(off::GEN));
-        a.cmp(R11, ctx(off::JUMP_GEN).index(R10, 0));
-        let reload = a.jcc(cc::NE);
-        a.load(R11, ctx(off::JUMP_VPAGE).index(R10, 0));
+        a.and_imm(R11, -4096);
         a.store(ctx(off::VPAGE), R11);
-        a.jmp_mem(ctx(off::JUMP_CODE).index(R10, 0));
+        a.load32(R11, ctx(off::GEN));
+        a.cmp32(R11, ctx(off::JUMP_GEN).index(R10, 0));
+        let reload = a.jcc(cc::NE);
+        a.load32(R10, ctx(off::JUMP_CODE).index(R10, 0));
+        a.add(R10, ctx(off::BASE));
+        a.jmp_reg(R10);
         self.cold.push(Cold::Indirect { from: other, reload, op });
         self.cold.push(Cold::Indirect { from: stop, reload: stop, op });
     }
@@ -1033,14 +1041,11 @@ impl Emit<'_> {
     fn cold_piece(&mut self, c: Cold) {
         let stubs = self.store.stubs;
         match c {
-            Cold::Miss { from, site, write, resume } => {
+            Cold::Miss { from, site, write } => {
                 let p = self.store.area.site(site);
                 self.a.bind(from);
-                self.a.add(R10, rip(p + offset_of!(Site, tag) as u64));
                 self.a.lea(R11, rip(p));
-                self.a.call(stubs.miss[usize::from(write)]);
-                let back = self.a.jmp();
-                self.a.bind_to(back, resume);
+                self.a.jmp_to(stubs.miss[usize::from(write)]);
             }
             Cold::Interp { from, op } => {
                 self.a.bind(from);

@@ -116,8 +116,6 @@ pub struct Store {
     pub links: Vec<Link>,
     /// Which op each site belongs to, for the sites of memory accesses.
     pub site_op: Vec<u32>,
-    /// Where the code goes on behind each site's check.
-    pub site_resume: Vec<u32>,
     by_gpa: Map<(u64, u8), u32>,
     pages: Map<u64, Page>,
     decoded: Map<u64, Box<Decoded>>,
@@ -147,7 +145,6 @@ impl Store {
             ops: Vec::new(),
             links: Vec::new(),
             site_op: Vec::new(),
-            site_resume: Vec::new(),
             by_gpa: Map::default(),
             pages: Map::default(),
             decoded: Map::default(),
@@ -178,6 +175,12 @@ impl Store {
         self.by_gpa.get(&(gpa, key as u8)).copied()
     }
 
+    /// Whether there is a block at `gpa` translated under `key`; it may be out of date.
+    #[must_use]
+    pub fn has(&self, gpa: u64, key: u32) -> bool {
+        self.by_gpa.contains_key(&(gpa, key as u8))
+    }
+
     /// Whether there is room for one block more.
     #[must_use]
     pub fn has_room(&self) -> bool {
@@ -192,7 +195,6 @@ impl Store {
         self.ops.clear();
         self.links.clear();
         self.site_op.clear();
-        self.site_resume.clear();
         self.by_gpa.clear();
         self.pages.clear();
         self.decoded.clear();
@@ -216,13 +218,20 @@ impl Store {
     }
 
     /// A site for accesses of op `op`.
-    pub fn new_site(&mut self, sites: &Sites, op: u32, size: u64, write: bool, refills: i32) -> u32 {
+    pub fn new_site(&mut self, sites: &Sites, op: u32, size: u64, write: bool, refills: i8) -> u32 {
         let n = self.sites_used;
         self.sites_used += 1;
         self.area.write_site(n, sites.empty(size, write, refills));
         self.site_op.push(op);
-        self.site_resume.push(0);
         n
+    }
+
+    /// Says where the code goes on behind the check of site `n`.
+    pub fn set_resume(&mut self, n: u32, resume: u32) {
+        if let Some(mut s) = self.area.read_site(n) {
+            s.resume = resume;
+            self.area.write_site(n, s);
+        }
     }
 
     /// A place for a generation, of which none is good yet.

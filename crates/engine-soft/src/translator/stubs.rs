@@ -4,7 +4,7 @@ use super::asm::reg::{R8, R9, R10, R11, R12, R13, R14, R15, RAX, RBP, RBX, RCX, 
 use super::asm::{Asm, at, cc, ctx};
 use super::ctx::{exit, off};
 use crate::mmu::Entry;
-use crate::sites::{LOG_LEN, Site};
+use crate::sites::{LOG_LEN, LOGGED, Site};
 use std::mem::offset_of;
 
 /// Host addresses of the stubs.
@@ -21,7 +21,7 @@ pub struct Stubs {
     pub fault: u64,
     /// Called: loads the vector state.
     pub load_vec: u64,
-    /// Called: second try for a read, for a write, with the address in R10 and the site in R11.
+    /// Second try for a read, for a write, with what is left of the address in R10 and the site in R11.
     pub miss: [u64; 2],
     /// Bytes of all.
     pub len: usize,
@@ -117,15 +117,39 @@ fn leave(a: &mut Asm, avx: bool) {
     a.ret();
 }
 
-/// XMM and YMM registers and MXCSR from the XSAVE area; R11 is lost. `down`: how far RSP is below the context.
+/// XMM and YMM registers and MXCSR from the XSAVE area; R11 and the flags are lost. `down`: how far RSP is below the context.
+///
+/// Where all upper halves are zero they are left in the state that VZEROUPPER puts them in: with anything else there, be it zeros,
+/// processors take long over the next SSE instruction that is not VEX-encoded (Intel Optimization Reference Manual, "Mixing AVX
+/// code with SSE code").
 fn load_vec(a: &mut Asm, down: i32, avx: bool) {
     a.load(R11, ctx(down + off::XSAVE));
-    for x in 0..16u8 {
-        a.movaps(x, at(R11, XMM + 16 * i32::from(x)), false);
-        if avx {
-            vex128(a, 0x18, x);
+    if !avx {
+        for x in 0..16u8 {
+            a.movaps(x, at(R11, XMM + 16 * i32::from(x)), false);
         }
+        a.ldmxcsr(at(R11, MXCSR));
+        return;
     }
+    // vmovups ymm0, [r11+YMM_HI]; vorps ymm0, ymm0, [r11+YMM_HI+32n]...; vptest ymm0, ymm0
+    a.raw(&[0xc4, 0xc1, 0x7c, 0x10, 0x83]);
+    a.imm32(YMM_HI);
+    for n in 1..8 {
+        a.raw(&[0xc4, 0xc1, 0x7c, 0x56, 0x83]);
+        a.imm32(YMM_HI + 32 * n);
+    }
+    a.raw(&[0xc4, 0xe2, 0x7d, 0x17, 0xc0]);
+    a.raw(&[0xc5, 0xf8, 0x77]);
+    for x in 0..16u8 {
+        // vmovaps xmm, [r11+XMM+16x]
+        a.raw(&[0xc4, if x >= 8 { 0x41 } else { 0xc1 }, 0x78, 0x28, 0x83 | (x & 7) << 3]);
+        a.imm32(XMM + 16 * i32::from(x));
+    }
+    let zero = a.jcc(cc::E);
+    for x in 0..16u8 {
+        vex128(a, 0x18, x);
+    }
+    a.bind(zero);
     a.ldmxcsr(at(R11, MXCSR));
 }
 
@@ -154,18 +178,19 @@ fn vex128(a: &mut Asm, op: u8, n: u8) {
     a.raw(&[1]);
 }
 
-/// Called with a guest address in R10 and a site in R11: looks the address up in the soft TLB. Returns with its host address in R10
-/// and the site filled, or leaves by `out`.
+/// Jumped to by a site that missed: what is left of the guest address in R10, the site in R11. Looks the address up in the soft TLB,
+/// fills the site, and goes on behind its check with the host address in R10, or leaves by `out` with the guest's.
 fn miss(a: &mut Asm, write: bool, out: u64) {
     let tag = if write { offset_of!(Entry, write) } else { offset_of!(Entry, read) } as i32;
-    let tmp = |n: i32| ctx(8 + off::TMP + 8 * n);
+    let tmp = |n: i32| ctx(off::TMP + 8 * n);
     let site = |o: usize| at(R11, o as i32);
+    a.add(R10, site(offset_of!(Site, tag)));
     a.store(tmp(0), RAX);
     a.store(tmp(1), RCX);
     a.mov(RAX, R10);
     a.shr(RAX, 7);
     a.and_imm32(RAX, ((crate::mmu::ENTRIES - 1) * size_of::<Entry>()) as i32);
-    a.add(RAX, ctx(8 + off::TABLE));
+    a.add(RAX, ctx(off::TABLE));
     a.mov(RCX, R10);
     a.sub(RCX, at(RAX, tag));
     a.cmp_imm(RCX, 4095);
@@ -174,18 +199,18 @@ fn miss(a: &mut Asm, write: bool, out: u64) {
     a.raw(&[0x66]);
     a.cmp32(RCX, site(offset_of!(Site, limit)));
     let cross = a.jcc(cc::A);
-    a.cmp_byte(site(offset_of!(Site, logged)), 0);
+    a.test_byte(site(offset_of!(Site, flags)), LOGGED);
     let logged = a.jcc(cc::NE);
-    a.load32(RCX, ctx(8 + off::LOG_LEN));
+    a.load32(RCX, ctx(off::LOG_LEN));
     a.cmp_imm32(RCX, LOG_LEN as i32);
     let full = a.jcc(cc::AE);
-    a.store32(ctx(8 + off::LOG).index(RCX, 2), R11);
-    a.inc32(ctx(8 + off::LOG_LEN));
-    a.store_imm8(site(offset_of!(Site, logged)), 1);
+    a.store32(ctx(off::LOG).index(RCX, 2), R11);
+    a.inc32(ctx(off::LOG_LEN));
+    a.or_byte(site(offset_of!(Site, flags)), LOGGED);
     let fill = a.jmp();
     // It holds another page: it may be a site without locality.
     a.bind(logged);
-    a.dec32(site(offset_of!(Site, refills)));
+    a.dec8(site(offset_of!(Site, refills)));
     let tired = a.jcc(cc::S);
     a.bind(fill);
     a.load(RCX, at(RAX, tag));
@@ -196,12 +221,13 @@ fn miss(a: &mut Asm, write: bool, out: u64) {
     a.add_reg(R10, RCX);
     a.load(RCX, tmp(1));
     a.load(RAX, tmp(0));
-    a.ret();
+    a.load32(R11, site(offset_of!(Site, resume)));
+    a.add(R11, ctx(off::BASE));
+    a.jmp_reg(R11);
     for p in [tired, other, cross, full] {
         a.bind(p);
     }
     a.load(RCX, tmp(1));
     a.load(RAX, tmp(0));
-    a.lea(RSP, at(RSP, 8));
     a.jmp_to(out);
 }

@@ -1,7 +1,7 @@
 //! [`Translator`]: one processor under the translator. An unsafe room: it enters translated code.
 
 use super::classify::Class;
-use super::ctx::{CtxBox, Jump, exit};
+use super::ctx::{CtxBox, Jump, exit, jump_index};
 use super::emit::{self, Source, Versions};
 use super::store::{Op, Store, clear_jumps};
 use super::{area, key};
@@ -26,6 +26,7 @@ pub struct Translator {
     ctx: CtxBox,
     /// What the code that runs was translated under.
     key: u32,
+    jump_epoch: u32,
     /// A jump to be linked once it is known where it leads.
     pending: Option<u32>,
     insns: Vec<(Instruction, Class)>,
@@ -93,11 +94,13 @@ impl Translator {
         c.stop = std::ptr::from_ref(interp.cpu.stop.word()) as u64;
         c.xsave = interp.cpu.xsave.0.as_mut_ptr() as u64;
         c.host_mxcsr = 0x1f80;
+        c.base = store.area.exec();
         Ok(Translator {
             interp,
             store,
             ctx,
             key: 0,
+            jump_epoch: 0,
             pending: None,
             insns: Vec::new(),
             dropped: Vec::new(),
@@ -131,6 +134,15 @@ impl Translator {
         self.interp.cpu.mmu.code_generation(self.key & key::USER != 0) << 8 | u64::from(self.key)
     }
 
+    /// The jump cache keeps half of that word: it is emptied before the other half changes.
+    fn check_epoch(&mut self, gen_key: u64) {
+        let epoch = (gen_key >> 32) as u32;
+        if epoch != self.jump_epoch {
+            self.jump_epoch = epoch;
+            clear_jumps(self.ctx.get_mut());
+        }
+    }
+
     /// Runs from RIP on, until something must be looked at between two instructions.
     fn dispatch(&mut self) -> Result<(), Exit> {
         let Some(k) = key::of(&self.interp.cpu) else {
@@ -142,11 +154,12 @@ impl Translator {
             e.dispatched += 1;
         }
         let gen_key = self.gen_key();
+        self.check_epoch(gen_key);
         let lin = self.interp.code_lin();
-        let j = self.ctx.get().jumps[lin as usize & (super::ctx::JUMPS - 1)];
-        let code = if j.lin == lin && j.gen_key == gen_key && self.pending.is_none() {
-            self.ctx.get_mut().vpage = j.vpage;
-            j.code
+        let j = self.ctx.get().jumps[jump_index(lin)];
+        let code = if j.lin == lin && j.gen_key == gen_key as u32 && self.pending.is_none() {
+            self.ctx.get_mut().vpage = lin & !0xfff;
+            self.store.area.exec() + u64::from(j.code)
         } else {
             match self.find(lin) {
                 Ok(Some(block)) => self.store.code_of(block),
@@ -188,10 +201,10 @@ impl Translator {
         if let Some(second) = self.store.blocks[block as usize].second {
             self.store.set_gen(second.gen_site, gen_key);
         }
-        let code = self.store.code_of(block);
+        let code = self.store.blocks[block as usize].code;
         let c = self.ctx.get_mut();
         c.vpage = vpage;
-        c.jumps[lin as usize & (super::ctx::JUMPS - 1)] = Jump { lin, gen_key, vpage, code };
+        c.jumps[jump_index(lin)] = Jump { lin, code, gen_key: gen_key as u32 };
         if let Some(l) = self.pending.take() {
             let link = self.store.links[l as usize];
             let from = &self.store.blocks[link.block as usize];
@@ -240,7 +253,7 @@ impl Translator {
         let (mut bytes, mut again) = ([0; 1024], [0; 1024]);
         self.interp.cpu.mmu.memory().read(gpa, &mut bytes[..window]).ok()?;
         let s = Source { gpa, bytes: &bytes[..window], key: self.key, straddles: false };
-        let len = emit::decode(&self.interp.cpu, &s, &mut self.insns) as usize;
+        let len = emit::decode(&self.interp.cpu, &self.store, &s, &mut self.insns) as usize;
         if len == 0 {
             return if window < 15 { self.translate_straddling(lin, gpa) } else { None };
         }
@@ -274,7 +287,7 @@ impl Translator {
             return None;
         }
         let s = Source { gpa, bytes: &bytes, key: self.key, straddles: true };
-        let len = emit::decode(&self.interp.cpu, &s, &mut self.insns) as usize;
+        let len = emit::decode(&self.interp.cpu, &self.store, &s, &mut self.insns) as usize;
         if len <= head {
             return None;
         }
@@ -294,16 +307,15 @@ impl Translator {
         loop {
             {
                 let cpu = &mut self.interp.cpu;
-                let (table, gen_key) = (cpu.mmu.table() as u64, 0);
-                let _ = gen_key;
                 let c = self.ctx.get_mut();
-                c.table = table;
+                c.table = cpu.mmu.table() as u64;
                 c.fl = u32::from(cpu.fl);
                 c.regs = cpu.regs.as_mut_ptr() as u64;
                 c.fs = cpu.regs[usize::from(slot::SEG_BASE) + 4];
                 c.gs = cpu.regs[usize::from(slot::SEG_BASE) + 5];
             }
             let gen_key = self.gen_key();
+            self.check_epoch(gen_key);
             self.ctx.get_mut().gen_key = gen_key;
             // SAFETY: `at` is a block's start or the end of an op's code, as `dispatch` and `serve` found them; all pointers of
             // the context were set, here and in `new`, to parts of this value.
@@ -352,7 +364,7 @@ impl Translator {
                 let b = &self.store.blocks[arg as usize];
                 let rip = vpage | b.gpa & 0xfff;
                 self.interp.cpu.rip = rip;
-                self.ctx.get_mut().jumps[rip as usize & (super::ctx::JUMPS - 1)].gen_key = 0;
+                self.ctx.get_mut().jumps[jump_index(rip)].gen_key = 0;
                 Ok(Next::Dispatch)
             }
             exit::X87 => {
@@ -387,25 +399,26 @@ impl Translator {
             let gpa = b.gpa & !0xfff | u64::from(o.offset);
             self.store.scattered.insert(gpa);
             let mut s = site;
-            s.refills = i32::MAX;
+            s.refills = i8::MAX;
             self.store.area.write_site(n, s);
             // The block goes on to its end, and is made anew when it is next entered.
             self.store.drop_block(o.block);
         }
         let size = u64::from(4096 - site.limit);
-        let acc = if site.write != 0 { Acc::Write } else { Acc::Read };
+        let acc = if site.writes() { Acc::Write } else { Acc::Read };
         let cpu = &mut self.interp.cpu;
         if lin % PAGE_SIZE <= PAGE_SIZE - size {
             let saved = (cpu.cr2, cpu.stats.page_faults);
             if cpu.translate(lin, acc).is_ok() {
-                if let Some(host) = cpu.fast_ptr(lin, size, site.write != 0) {
+                if let Some(host) = cpu.fast_ptr(lin, size, site.writes()) {
                     let host = host as u64;
                     if let Some(e) = &mut self.exits {
                         e.filled += 1;
                     }
                     cpu.mmu.sites.fill(n, lin & !0xfff, host & !0xfff);
                     self.ctx.get_mut().lin = host;
-                    return Ok(self.resume(op, self.resume_of(n)));
+                    let to = self.store.area.exec() + u64::from(site.resume);
+                    return Ok(self.resume(op, to));
                 }
             } else {
                 cpu.exc = None;
@@ -413,11 +426,6 @@ impl Translator {
             }
         }
         self.execute(op)
-    }
-
-    /// Where the code goes on behind site `n`'s check.
-    fn resume_of(&self, n: u32) -> u64 {
-        self.store.area.exec() + u64::from(self.store.site_resume[n as usize])
     }
 
     /// Goes on in the middle of op's block, at `to`.
