@@ -141,7 +141,11 @@ fn make_op(i: &Instruction, ip: u32, how: How, invalid: Option<bool>) -> Op {
                         let hot = if how.bits == 64 { host::select(&mut op, i, next) } else { None };
                         op.handler = hot.unwrap_or(run_host);
                     }
-                    op.insn = Some(Box::new(block::Decoded { insn: *i, is_host: host.is_some(), host: host.unwrap_or_default() }));
+                    op.insn = Some(Box::new(block::Decoded {
+                        insn: *i,
+                        is_host: host.is_some(),
+                        host: host.unwrap_or_default(),
+                    }));
                 }
             }
         }

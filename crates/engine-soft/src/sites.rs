@@ -75,7 +75,14 @@ impl Sites {
     /// [`LOG_LEN`] entries; both, and `len`, are valid for as long as this value is used, on one thread at a time. `low` is the low
     /// half of the address that translated code logs for the first site.
     #[must_use]
-    pub unsafe fn new(base: *mut Site, low: u32, log: *mut u32, len: *mut u32, nowhere: u64, nothing: u64) -> Sites {
+    pub unsafe fn new(
+        base: *mut Site,
+        low: u32,
+        log: *mut u32,
+        len: *mut u32,
+        nowhere: u64,
+        nothing: u64,
+    ) -> Sites {
         Sites { base, log, len, low, nowhere, nothing }
     }
 

@@ -2,8 +2,8 @@
 
 use crate::raw::{self, GuestInt, Mapping};
 use crate::{GRANULE, MemoryError, PAGE_SIZE, PageFlags};
-use std::sync::{Arc, PoisonError, RwLock, Weak};
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::{Arc, PoisonError, RwLock, Weak};
 
 /// RAM below the 32-bit hole ends here at the latest (3 GiB); the rest starts at [`HIGH_START`].
 pub const LOW_LIMIT: u64 = 0xc000_0000;

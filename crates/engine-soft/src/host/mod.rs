@@ -169,7 +169,11 @@ pub fn native(cpu: &Cpu, i: &Instruction) -> Option<Native> {
         Gate::Sse => Unit::Sse,
         Gate::Avx => Unit::Avx,
         Gate::X87 | Gate::Mmx | Gate::Wait => Unit::X87,
-        Gate::X87NoWait if matches!(i.code(), Code::Fnstcw_m2byte | Code::Fnstsw_m2byte | Code::Fnstsw_AX) => Unit::X87,
+        Gate::X87NoWait
+            if matches!(i.code(), Code::Fnstcw_m2byte | Code::Fnstsw_m2byte | Code::Fnstsw_AX) =>
+        {
+            Unit::X87
+        }
         _ => return None,
     };
     let nothing = class::is_prefetch(i.code());

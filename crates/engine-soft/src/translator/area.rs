@@ -80,9 +80,7 @@ impl Area {
         let (data, nothing) = unsafe { (exec.add(code_len), exec.add(code_len + data_len)) };
         let mut area = Area { write, exec, code_len, data, data_len, nothing, slot: usize::MAX };
         area.slot = (0..MAX_AREAS)
-            .find(|&i| {
-                AREAS[i][1].compare_exchange(0, code_len, Ordering::SeqCst, Ordering::SeqCst).is_ok()
-            })
+            .find(|&i| AREAS[i][1].compare_exchange(0, code_len, Ordering::SeqCst, Ordering::SeqCst).is_ok())
             .ok_or_else(|| io::Error::other("too many processors in one process"))?;
         USED.fetch_max(area.slot + 1, Ordering::SeqCst);
         Ok(area)

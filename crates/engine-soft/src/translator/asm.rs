@@ -372,10 +372,10 @@ impl Asm {
         self.group(true, 0xc1, 5, r);
         self.raw(&[n]);
     }
-    /// `shl r32, n`.
-    pub fn shl32(&mut self, r: u8, n: u8) {
-        self.group(false, 0xc1, 4, r);
-        self.raw(&[n]);
+    /// `imul r, q, v`.
+    pub fn imul_imm(&mut self, r: u8, q: u8, v: i32) {
+        self.regs(true, &[0x69], r, q);
+        self.imm32(v);
     }
     /// `test r8, v`, for a register whose low byte needs a REX prefix.
     pub fn test_low_byte(&mut self, r: u8, v: u8) {

@@ -1,7 +1,8 @@
 //! Which guest instructions run as themselves in translated code, and how the others are taken care of.
 
+use crate::cache::Map;
 use crate::cpu::Cpu;
-use crate::host::{self, Unit};
+use crate::host::{self, Native, Unit};
 use crate::translator::key;
 use iced_x86::{Code, FlowControl, Instruction, Mnemonic as M, OpKind, Register};
 use ringer_arch::cpu::Feature;
@@ -46,9 +47,22 @@ pub enum Class {
 
 const INT: Class = Class::Native { unit: Unit::Integer, aligned: false, pointers: false };
 
+/// What [`host::native`] said of the forms of instructions that came up: it takes its time.
+#[derive(Debug, Default)]
+pub struct Natives(Map<u32, Option<Native>>);
+
+impl Natives {
+    fn of(&mut self, cpu: &Cpu, i: &Instruction) -> Option<Native> {
+        // What it says depends on the opcode and on which operands are in memory.
+        let memory = (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory);
+        let form = (i.code() as u32) << 1 | u32::from(memory);
+        *self.0.entry(form).or_insert_with(|| host::native(cpu, i))
+    }
+}
+
 /// What becomes of `i` in code that is translated under `k`.
 #[must_use]
-pub fn classify(cpu: &Cpu, i: &Instruction, k: u32) -> Class {
+pub fn classify(cpu: &Cpu, natives: &mut Natives, i: &Instruction, k: u32) -> Class {
     let fallback = if i.flow_control() != FlowControl::Next || i.mnemonic() == M::Hlt {
         Class::InterpLast
     } else {
@@ -61,7 +75,7 @@ pub fn classify(cpu: &Cpu, i: &Instruction, k: u32) -> Class {
     if host::prepare(i).is_none() || i.flow_control() != FlowControl::Next {
         return fallback;
     }
-    let Some(n) = host::native(cpu, i) else { return fallback };
+    let Some(n) = natives.of(cpu, i) else { return fallback };
     if n.nothing {
         return Class::Nothing;
     }
@@ -145,7 +159,9 @@ fn integer(cpu: &Cpu, i: &Instruction) -> Option<Class> {
         M::Cmpxchg8b => cpu.has(Feature::CX8),
         M::Cmpxchg16b => true,
         // In memory a bit offset in a register reaches beyond the operand.
-        M::Bt | M::Bts | M::Btr | M::Btc => i.op0_kind() == OpKind::Register || i.op1_kind() == OpKind::Immediate8,
+        M::Bt | M::Bts | M::Btr | M::Btc => {
+            i.op0_kind() == OpKind::Register || i.op1_kind() == OpKind::Immediate8
+        }
         M::Bsf | M::Bsr => true,
         M::Bswap => i.op0_register().size() >= 4,
         M::Cbw | M::Cwde | M::Cdqe | M::Cwd | M::Cdq | M::Cqo => true,
@@ -167,13 +183,41 @@ fn integer(cpu: &Cpu, i: &Instruction) -> Option<Class> {
 fn conditional(cpu: &Cpu, m: M) -> Option<Class> {
     let set = matches!(
         m,
-        M::Seta | M::Setae | M::Setb | M::Setbe | M::Sete | M::Setg | M::Setge | M::Setl | M::Setle | M::Setne
-            | M::Setno | M::Setnp | M::Setns | M::Seto | M::Setp | M::Sets
+        M::Seta
+            | M::Setae
+            | M::Setb
+            | M::Setbe
+            | M::Sete
+            | M::Setg
+            | M::Setge
+            | M::Setl
+            | M::Setle
+            | M::Setne
+            | M::Setno
+            | M::Setnp
+            | M::Setns
+            | M::Seto
+            | M::Setp
+            | M::Sets
     );
     let mov = matches!(
         m,
-        M::Cmova | M::Cmovae | M::Cmovb | M::Cmovbe | M::Cmove | M::Cmovg | M::Cmovge | M::Cmovl | M::Cmovle
-            | M::Cmovne | M::Cmovno | M::Cmovnp | M::Cmovns | M::Cmovo | M::Cmovp | M::Cmovs
+        M::Cmova
+            | M::Cmovae
+            | M::Cmovb
+            | M::Cmovbe
+            | M::Cmove
+            | M::Cmovg
+            | M::Cmovge
+            | M::Cmovl
+            | M::Cmovle
+            | M::Cmovne
+            | M::Cmovno
+            | M::Cmovnp
+            | M::Cmovns
+            | M::Cmovo
+            | M::Cmovp
+            | M::Cmovs
     );
     (set || mov && cpu.has(Feature::CMOV)).then_some(INT)
 }

@@ -136,8 +136,16 @@ pub mod off {
 #[must_use]
 #[inline]
 pub fn jump_index(lin: u64) -> usize {
-    lin as usize & (JUMPS - 1)
+    (lin.wrapping_mul(JUMP_FACTOR as u64) >> JUMP_SHIFT) as usize / size_of::<Jump>() & (JUMPS - 1)
 }
+
+/// What guest addresses are multiplied with: their low halves alone leave a program's hot places in each other's way.
+pub const JUMP_FACTOR: i32 = 0x61c8_8647;
+/// How far the product is shifted to have the entry's offset at its end. The bits that are taken then depend on all the low ones of the
+/// address and on those of its page.
+pub const JUMP_SHIFT: u8 = 20;
+/// Bits of that offset.
+pub const JUMP_MASK: i32 = ((JUMPS - 1) * size_of::<Jump>()) as i32;
 
 /// The home of guest register `r`, where it has none among the host's.
 #[must_use]

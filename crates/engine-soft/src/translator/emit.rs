@@ -8,15 +8,15 @@
 use super::asm::reg::{R9, R10, R11, RBP};
 use super::asm::{Asm, Patch, abs, at, cc, ctx, rip};
 use super::classify::{Class, classify};
-use super::ctx::{off, spilled};
+use super::ctx::{JUMP_FACTOR, JUMP_MASK, JUMP_SHIFT, off, spilled};
 use super::key;
 use super::store::{Block, LEAST_CODE, Link, MOST_CODE, MOST_SITES, Op, Second, Store};
 use crate::cpu::Cpu;
 use crate::host::Unit;
 use crate::sites::Site;
 use iced_x86::{
-    Code, ConditionCode, Decoder, DecoderOptions, Instruction, InstructionInfoFactory, Mnemonic as M, OpAccess,
-    OpKind, Register, RflagsBits,
+    Code, ConditionCode, Decoder, DecoderOptions, Instruction, InstructionInfoFactory,
+    InstructionInfoOptions, Mnemonic as M, OpAccess, OpKind, Register, RflagsBits,
 };
 use ringer_arch::cpu::Vendor;
 use std::mem::offset_of;
@@ -24,10 +24,11 @@ use std::mem::offset_of;
 /// The most guest instructions of a block.
 const MOST_INSNS: usize = 64;
 /// The most conditional jumps that a block goes on behind, and one.
-const MOST_BRANCHES: u32 = 4;
+const MOST_BRANCHES: u32 = 2;
 /// Refills after which a site is taken for one without locality.
 const REFILLS: i8 = 100;
-const ARITH: u32 = RflagsBits::OF | RflagsBits::SF | RflagsBits::ZF | RflagsBits::AF | RflagsBits::PF | RflagsBits::CF;
+const ARITH: u32 =
+    RflagsBits::OF | RflagsBits::SF | RflagsBits::ZF | RflagsBits::AF | RflagsBits::PF | RflagsBits::CF;
 
 /// Where the guest's arithmetic flags are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -74,7 +75,7 @@ pub struct Versions {
 
 /// Decodes the instructions of a block, at most to the end of the bytes. It goes on behind a few conditional jumps, but not into
 /// code that has a block of its own.
-pub fn decode(cpu: &Cpu, store: &Store, s: &Source<'_>, into: &mut Vec<(Instruction, Class)>) -> u32 {
+pub fn decode(cpu: &Cpu, store: &mut Store, s: &Source<'_>, into: &mut Vec<(Instruction, Class)>) -> u32 {
     into.clear();
     let mut branches = 0;
     let amd = cpu.model.vendor() == Vendor::Amd;
@@ -89,18 +90,22 @@ pub fn decode(cpu: &Cpu, store: &Store, s: &Source<'_>, into: &mut Vec<(Instruct
         if i.is_invalid() {
             break;
         }
-        let c = classify(cpu, &i, s.key);
+        let c = classify(cpu, &mut store.natives, &i, s.key);
         len += i.len() as u32;
         into.push((i, c));
         let ends = match c {
             Class::Jump => i.condition_code() == ConditionCode::None,
-            Class::CountJump | Class::Call | Class::JumpIndirect | Class::CallIndirect | Class::Ret | Class::InterpLast => {
-                true
-            }
+            Class::CountJump
+            | Class::Call
+            | Class::JumpIndirect
+            | Class::CallIndirect
+            | Class::Ret
+            | Class::InterpLast => true,
             _ => false,
         };
         branches += u32::from(c == Class::Jump);
-        let behind = c == Class::Jump && (branches >= MOST_BRANCHES || store.has(s.gpa + u64::from(len), s.key));
+        let behind =
+            c == Class::Jump && (branches >= MOST_BRANCHES || store.has(s.gpa + u64::from(len), s.key));
         if ends || behind {
             break;
         }
@@ -213,11 +218,26 @@ fn is_high_byte(r: Register) -> bool {
 /// Host register `n`, as wide as `like`.
 fn sized(n: u8, like: Register) -> Register {
     let base = match like.size() {
-        1 => return [
-            Register::AL, Register::CL, Register::DL, Register::BL, Register::SPL, Register::BPL, Register::SIL, Register::DIL,
-            Register::R8L, Register::R9L, Register::R10L, Register::R11L, Register::R12L, Register::R13L, Register::R14L,
-            Register::R15L,
-        ][usize::from(n)],
+        1 => {
+            return [
+                Register::AL,
+                Register::CL,
+                Register::DL,
+                Register::BL,
+                Register::SPL,
+                Register::BPL,
+                Register::SIL,
+                Register::DIL,
+                Register::R8L,
+                Register::R9L,
+                Register::R10L,
+                Register::R11L,
+                Register::R12L,
+                Register::R13L,
+                Register::R14L,
+                Register::R15L,
+            ][usize::from(n)];
+        }
         2 => Register::AX,
         4 => Register::EAX,
         _ => Register::RAX,
@@ -454,7 +474,9 @@ impl Emit<'_> {
         self.spill();
         let limit = (4096 - size) as i32;
         let gpa = self.gpa_page | i.ip() & 0xfff;
-        if self.store.scattered.contains(&gpa) || self.store.site_op.len() as u32 - self.first_site >= MOST_SITES - 80 {
+        if self.store.scattered.contains(&gpa)
+            || self.store.site_op.len() as u32 - self.first_site >= MOST_SITES - 80
+        {
             self.check_table(op, limit, write);
         } else {
             let site = self.store.new_site(&self.cpu.mmu.sites, op, size, write, REFILLS);
@@ -512,9 +534,11 @@ impl Emit<'_> {
         let read = i.rflags_read() & ARITH;
         let changed = i.rflags_modified() & ARITH;
         // Of those that leave flags undefined, these give what does not depend on what they were.
-        let settled = matches!(i.mnemonic(), M::And | M::Or | M::Xor | M::Test | M::Andn | M::Bzhi | M::Blsi | M::Blsr | M::Blsmsk)
-            || matches!(i.mnemonic(), M::Shl | M::Sal | M::Shr | M::Sar | M::Shld | M::Shrd)
-                && constant_count(i).is_some_and(|n| n != 0);
+        let settled = matches!(
+            i.mnemonic(),
+            M::And | M::Or | M::Xor | M::Test | M::Andn | M::Bzhi | M::Blsi | M::Blsr | M::Blsmsk
+        ) || matches!(i.mnemonic(), M::Shl | M::Sal | M::Shr | M::Sar | M::Shld | M::Shrd)
+            && constant_count(i).is_some_and(|n| n != 0);
         let written = i.rflags_written() | i.rflags_cleared() | i.rflags_set();
         let kept = if changed == 0 {
             0
@@ -529,13 +553,14 @@ impl Emit<'_> {
     fn native(&mut self, i: &Instruction, unit: Unit, aligned: bool, pointers: bool) -> Option<()> {
         let memory = (0..i.op_count()).find(|n| i.op_kind(*n) == OpKind::Memory);
         let mut out = *i;
-        let mut regs: Vec<(u8, u8, bool)> = Vec::new();
+        let mut regs = Borrowed::default();
         let (mut high, mut extended) = (false, memory.is_some());
         let access: [OpAccess; 5] = {
-            let f = self.info.info(i);
+            let without = InstructionInfoOptions::NO_REGISTER_USAGE | InstructionInfoOptions::NO_MEMORY_USAGE;
+            let f = self.info.info_options(i, without);
             std::array::from_fn(|n| f.op_access(n as u32))
         };
-        let mut scratch = if memory.is_some() { vec![R11] } else { vec![R10, R11] };
+        let most = if memory.is_some() { 1 } else { 2 };
         for n in 0..i.op_count() {
             if i.op_kind(n) != OpKind::Register || !i.op_register(n).is_gpr() {
                 continue;
@@ -549,15 +574,11 @@ impl Emit<'_> {
             let host = match home(g) {
                 Some(h) => h,
                 None => {
-                    let written = !matches!(access[n as usize], OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess);
-                    if let Some(known) = regs.iter_mut().find(|k| k.0 == g) {
-                        known.2 |= written;
-                        known.1
-                    } else {
-                        let s = scratch.pop()?;
-                        regs.push((g, s, written));
-                        s
-                    }
+                    let written = !matches!(
+                        access[n as usize],
+                        OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess
+                    );
+                    regs.take(g, written, most)?
                 }
             };
             extended |= host >= 8 || r.size() == 1 && host >= 4;
@@ -572,7 +593,13 @@ impl Emit<'_> {
         self.emit_native(i, &mut out, &regs, Plan { memory, access, unit, aligned, pointers })
     }
 
-    fn emit_native(&mut self, i: &Instruction, out: &mut Instruction, regs: &[(u8, u8, bool)], p: Plan) -> Option<()> {
+    fn emit_native(
+        &mut self,
+        i: &Instruction,
+        out: &mut Instruction,
+        regs: &Borrowed,
+        p: Plan,
+    ) -> Option<()> {
         let before = self.a.pos();
         let flags_before = self.flags;
         let ops_before = self.store.ops.len();
@@ -615,15 +642,17 @@ impl Emit<'_> {
                 out.set_segment_prefix(Register::None);
             }
             if self.flags == Flags::Context && needs != 0 {
-                let whole = i.rflags_modified() & ARITH != 0 && needs == RflagsBits::CF
-                    && ARITH & !(i.rflags_written() | i.rflags_cleared() | i.rflags_set()) & !RflagsBits::CF == 0;
+                let whole = i.rflags_modified() & ARITH != 0
+                    && needs == RflagsBits::CF
+                    && ARITH & !(i.rflags_written() | i.rflags_cleared() | i.rflags_set()) & !RflagsBits::CF
+                        == 0;
                 if whole {
                     self.a.bt_mem(ctx(off::FL), 8);
                 } else {
                     self.fetch_flags();
                 }
             }
-            for &(g, s, _) in regs {
+            for (g, s, _) in regs.iter() {
                 self.a.load(s, ctx(spilled(g)?));
             }
             if p.pointers {
@@ -634,9 +663,8 @@ impl Emit<'_> {
             {
                 self.store.ops[op as usize].start = self.code + self.a.pos() as u32;
             }
-            let bytes = self.encode(out)?;
-            self.a.raw(&bytes);
-            for &(g, s, written) in regs {
+            self.encode(out)?;
+            for (g, s, written) in regs.iter() {
                 if written {
                     self.a.store(ctx(spilled(g)?), s);
                 }
@@ -665,11 +693,17 @@ impl Emit<'_> {
         Some(())
     }
 
-    fn encode(&mut self, i: &Instruction) -> Option<Vec<u8>> {
-        let here = self.a.here();
-        let ok = self.store.encoder.encode(i, here).is_ok();
-        let bytes = self.store.encoder.take_buffer();
-        ok.then_some(bytes)
+    /// Encodes a guest instruction as it now is.
+    fn encode(&mut self, i: &Instruction) -> Option<()> {
+        let (here, before) = (self.a.here(), self.a.pos());
+        let e = &mut self.store.encoder;
+        e.set_buffer(std::mem::take(&mut self.a.code));
+        let ok = e.encode(i, here).is_ok();
+        self.a.code = e.take_buffer();
+        if !ok {
+            self.a.code.truncate(before);
+        }
+        ok.then_some(())
     }
 
     /// Notes the x87 instruction that is about to run.
@@ -1012,9 +1046,9 @@ impl Emit<'_> {
         a.load(R10, ctx(off::STOP));
         a.cmp_mem_imm8(at(R10, 0), 0);
         let stop = a.jcc(cc::NE);
-        a.mov32(R10, R11);
-        a.and_imm32(R10, (super::ctx::JUMPS - 1) as i32);
-        a.shl32(R10, 4);
+        a.imul_imm(R10, R11, JUMP_FACTOR);
+        a.shr(R10, JUMP_SHIFT);
+        a.and_imm32(R10, JUMP_MASK);
         a.cmp(R11, ctx(off::JUMPS).index(R10, 0));
         let other = a.jcc(cc::NE);
         a.and_imm(R11, -4096);
@@ -1080,6 +1114,34 @@ impl Emit<'_> {
     }
 }
 
+/// Guest registers that stand in scratch registers while an instruction runs: register, scratch, whether it is written.
+#[derive(Clone, Copy, Default)]
+struct Borrowed {
+    all: [(u8, u8, bool); 2],
+    len: usize,
+}
+
+impl Borrowed {
+    /// A scratch register for guest register `g`, if there is one: of `most` scratch registers in all.
+    fn take(&mut self, g: u8, written: bool, most: usize) -> Option<u8> {
+        if let Some(known) = self.all[..self.len].iter_mut().find(|k| k.0 == g) {
+            known.2 |= written;
+            return Some(known.1);
+        }
+        if self.len >= most {
+            return None;
+        }
+        let s = [R11, R10][self.len];
+        self.all[self.len] = (g, s, written);
+        self.len += 1;
+        Some(s)
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (u8, u8, bool)> + '_ {
+        self.all[..self.len].iter().copied()
+    }
+}
+
 /// What [`Emit::emit_native`] is to do.
 struct Plan {
     memory: Option<u32>,
@@ -1093,9 +1155,10 @@ impl Cold {
     /// Where it is jumped from.
     fn position(&self) -> Option<usize> {
         match self {
-            Cold::Miss { from, .. } | Cold::Interp { from, .. } | Cold::Goto { from, .. } | Cold::Indirect { from, .. } => {
-                Some(from.0)
-            }
+            Cold::Miss { from, .. }
+            | Cold::Interp { from, .. }
+            | Cold::Goto { from, .. }
+            | Cold::Indirect { from, .. } => Some(from.0),
             Cold::Link { from, .. } => from.first().map(|p| p.0),
         }
     }
@@ -1107,7 +1170,8 @@ fn constant_count(i: &Instruction) -> Option<u64> {
     if !matches!(i.op_kind(n), OpKind::Immediate8) {
         return None;
     }
-    let size = if i.op0_kind() == OpKind::Register { i.op0_register().size() } else { i.memory_size().size() };
+    let size =
+        if i.op0_kind() == OpKind::Register { i.op0_register().size() } else { i.memory_size().size() };
     let masked = i.immediate(n) & if size == 8 { 63 } else { 31 };
     // Counts beyond the operand leave flags that are no one's promise.
     (masked < size as u64 * 8).then_some(masked)

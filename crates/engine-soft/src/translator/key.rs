@@ -19,7 +19,12 @@ pub const X87: u32 = 32;
 
 fn flat(s: &Segment, write: bool) -> bool {
     let a = s.attr;
-    s.base == 0 && s.limit == u32::MAX && !a.unusable() && a.present() && !a.is_expand_down() && (!write || a.is_writable())
+    s.base == 0
+        && s.limit == u32::MAX
+        && !a.unusable()
+        && a.present()
+        && !a.is_expand_down()
+        && (!write || a.is_writable())
 }
 
 /// The key that `cpu`'s code would be translated under now, or none if it is not for translation.

@@ -2,6 +2,7 @@
 
 use super::area::Area;
 use super::asm::{Asm, reg};
+use super::classify::Natives;
 use super::ctx::Ctx;
 use super::perf::PerfMap;
 use super::stubs::{self, Stubs};
@@ -125,6 +126,8 @@ pub struct Store {
     entered: Map<(u64, u64), u64>,
     /// Times that everything was dropped for want of room.
     pub clearings: u64,
+    /// What is known of forms of instructions.
+    pub natives: Natives,
     perf_map: Option<PerfMap>,
 }
 
@@ -151,6 +154,7 @@ impl Store {
             scattered: HashSet::new(),
             entered: Map::default(),
             clearings: 0,
+            natives: Natives::default(),
             perf_map: PerfMap::open(),
             area,
         };
@@ -184,7 +188,8 @@ impl Store {
     /// Whether there is room for one block more.
     #[must_use]
     pub fn has_room(&self) -> bool {
-        self.used + MOST_CODE <= self.area.code_len() && (self.sites_used + MOST_SITES) < self.area.site_count() as u32
+        self.used + MOST_CODE <= self.area.code_len()
+            && (self.sites_used + MOST_SITES) < self.area.site_count() as u32
     }
 
     /// Drops everything. The processor's jump cache and its sites' log must be dropped with it.

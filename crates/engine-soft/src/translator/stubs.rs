@@ -43,7 +43,9 @@ pub fn make(a: &mut Asm, avx: bool) -> Stubs {
     a.ret();
     let mut out = [0; 6];
     let mut jumps = Vec::new();
-    for (n, kind) in [exit::LINK, exit::INDIRECT, exit::INTERP, exit::STALE, exit::X87, exit::MEM].into_iter().enumerate() {
+    for (n, kind) in
+        [exit::LINK, exit::INDIRECT, exit::INTERP, exit::STALE, exit::X87, exit::MEM].into_iter().enumerate()
+    {
         out[n] = a.here();
         a.store_imm32(ctx(off::KIND), kind as i32);
         jumps.push(a.jmp());

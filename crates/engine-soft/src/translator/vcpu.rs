@@ -42,6 +42,8 @@ struct Exits {
     kinds: [u64; 8],
     interpreted: std::collections::HashMap<iced_x86::Mnemonic, u64>,
     filled: u64,
+    why: std::collections::HashMap<(&'static str, u32), u64>,
+    pairs: std::collections::HashMap<(u64, u64), u64>,
     dispatched: u64,
     found: u64,
 }
@@ -50,8 +52,22 @@ impl Drop for Translator {
     fn drop(&mut self) {
         if let Some(e) = &self.exits {
             eprintln!("exits: {:?}", e.kinds);
-            eprintln!("dispatched {} found {} filled {} clearings {}", e.dispatched, e.found, e.filled, self.store.clearings);
-            eprintln!("in use {:?} blocks {} scattered {}", self.store.in_use(), self.store.blocks.len(), self.store.scattered.len());
+            eprintln!(
+                "dispatched {} found {} filled {} clearings {}",
+                e.dispatched, e.found, e.filled, self.store.clearings
+            );
+            eprintln!(
+                "in use {:?} blocks {} scattered {}",
+                self.store.in_use(),
+                self.store.blocks.len(),
+                self.store.scattered.len()
+            );
+            eprintln!("{:?}", e.why);
+            let mut all: Vec<_> = e.pairs.iter().collect();
+            all.sort_by_key(|(_, n)| std::cmp::Reverse(**n));
+            for (m, n) in all.iter().take(10) {
+                eprintln!("  {m:x?} {n}");
+            }
             let mut all: Vec<_> = e.interpreted.iter().collect();
             all.sort_by_key(|(_, n)| std::cmp::Reverse(**n));
             for (m, n) in all.iter().take(30) {
@@ -253,7 +269,7 @@ impl Translator {
         let (mut bytes, mut again) = ([0; 1024], [0; 1024]);
         self.interp.cpu.mmu.memory().read(gpa, &mut bytes[..window]).ok()?;
         let s = Source { gpa, bytes: &bytes[..window], key: self.key, straddles: false };
-        let len = emit::decode(&self.interp.cpu, &self.store, &s, &mut self.insns) as usize;
+        let len = emit::decode(&self.interp.cpu, &mut self.store, &s, &mut self.insns) as usize;
         if len == 0 {
             return if window < 15 { self.translate_straddling(lin, gpa) } else { None };
         }
@@ -263,7 +279,14 @@ impl Translator {
             return None;
         }
         self.interp.cpu.stats.blocks_decoded += 1;
-        emit::translate(&mut self.store, &mut self.interp.cpu, &s, &self.insns, Versions { first: version, second: None }, self.count)
+        emit::translate(
+            &mut self.store,
+            &mut self.interp.cpu,
+            &s,
+            &self.insns,
+            Versions { first: version, second: None },
+            self.count,
+        )
     }
 
     /// Translates an instruction that goes on in the next page: a block of its own.
@@ -287,7 +310,7 @@ impl Translator {
             return None;
         }
         let s = Source { gpa, bytes: &bytes, key: self.key, straddles: true };
-        let len = emit::decode(&self.interp.cpu, &self.store, &s, &mut self.insns) as usize;
+        let len = emit::decode(&self.interp.cpu, &mut self.store, &s, &mut self.insns) as usize;
         if len <= head {
             return None;
         }
@@ -356,6 +379,24 @@ impl Translator {
                     return self.execute(op);
                 }
                 self.interp.cpu.rip = arg & self.ip_mask();
+                if let Some(e) = &mut self.exits {
+                    let j = self.ctx.get().jumps[jump_index(arg)];
+                    let k = if self.interp.cpu.stop.load() != 0 {
+                        "stop"
+                    } else if j.lin != arg && j.gen_key == 0 {
+                        "empty"
+                    } else if j.lin != arg {
+                        "other"
+                    } else if j.gen_key == 0 {
+                        "cleared"
+                    } else {
+                        "gen"
+                    };
+                    *e.why.entry((k, self.key & key::USER)).or_default() += 1;
+                    if k == "other" {
+                        *e.pairs.entry((arg, j.lin)).or_default() += 1;
+                    }
+                }
                 Ok(Next::Dispatch)
             }
             exit::INTERP => self.execute(arg as u32),
@@ -382,7 +423,11 @@ impl Translator {
             Some(op) => self.execute(op),
             None => {
                 // Nothing that guests execute as itself can fault but what has an op.
-                tracing::error!(pc, sig = self.ctx.get().fault_sig, "a signal out of place in translated code");
+                tracing::error!(
+                    pc,
+                    sig = self.ctx.get().fault_sig,
+                    "a signal out of place in translated code"
+                );
                 std::process::abort();
             }
         }
@@ -481,7 +526,11 @@ impl Translator {
                     }
                 }
                 let cpu = &self.interp.cpu;
-                if o.next == 0 || cpu.rip != following || cpu.stop.load() != 0 || key::of(cpu) != Some(self.key) {
+                if o.next == 0
+                    || cpu.rip != following
+                    || cpu.stop.load() != 0
+                    || key::of(cpu) != Some(self.key)
+                {
                     return Ok(Next::Dispatch);
                 }
                 let to = self.store.area.exec() + u64::from(o.next);

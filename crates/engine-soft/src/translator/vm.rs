@@ -46,7 +46,8 @@ impl Vm for TranslatorVm {
         io: Arc<dyn CpuIo>,
         stop: StopToken,
     ) -> Result<Box<dyn Vcpu>, EngineError> {
-        let fail = |source| EngineError::Host { engine: "translator", what: "mapping executable memory", source };
+        let fail =
+            |source| EngineError::Host { engine: "translator", what: "mapping executable memory", source };
         self.shared.register(index, stop.clone());
         let cpu = Cpu::new(&self.params, index, io, stop).map_err(fail)?;
         let interp = Interpreter::new(cpu, self.shared.clone(), self.params.started);
