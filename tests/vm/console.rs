@@ -19,8 +19,9 @@ fn shell_reboot_poweroff() {
     t.keys(b"echo $((6*7))-$(stty size)-$TERM-$(tty)\r");
     t.wait_for(&format!("42-{ROWS} {COLS}-vt220-/dev/"));
     t.wait_for(PROMPT);
-    // Before the command runs, Ctrl-C would be one of the shell's own keys.
-    t.keys(b"echo r$((1))n; sleep 1000\r");
+    // What Ctrl-C is to end must itself say that it runs. If the shell said so, the key could come before its child
+    // has a process group of its own on the terminal; the shell would take the signal, and wait for the child.
+    t.keys(b"sh -c 'echo r$((1))n; exec sleep 1000'\r");
     t.wait_for("r1n");
     t.keys(b"\x03");
     t.wait_for(PROMPT);
