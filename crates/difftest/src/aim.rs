@@ -106,6 +106,39 @@ pub fn address(insn: &Instruction, input: &Input, element: usize) -> Option<u64>
     })
 }
 
+/// Bits of the memory operand's address, before a segment's base is added.
+fn address_bits(insn: &Instruction) -> u32 {
+    let by = [insn.memory_base(), insn.memory_index()].map(|r| match r {
+        Register::RIP => 8,
+        Register::EIP => 4,
+        r if r.is_gpr() && r != Register::AL => r.size(),
+        _ => 0,
+    });
+    match by.into_iter().max() {
+        Some(0) | None => 8 * insn.memory_displ_size(),
+        Some(bytes) => 8 * bytes as u32,
+    }
+}
+
+/// `lin` as far as addresses of the memory operand go: offsets wrap at their size.
+fn wrapped(insn: &Instruction, input: &Input, lin: u64) -> u64 {
+    let (base, mask) = (segment_base(insn, input), u64::MAX >> (64 - address_bits(insn).clamp(16, 64)));
+    (lin.wrapping_sub(base) & mask).wrapping_add(base)
+}
+
+/// Address of the byte with the bit that a bit-string instruction (BT and its kin with a register for the bit's number) accesses.
+#[must_use]
+pub fn bit_address(insn: &Instruction, input: &Input) -> Option<u64> {
+    use Mnemonic as M;
+    if !matches!(insn.mnemonic(), M::Bt | M::Bts | M::Btr | M::Btc) || insn.op1_kind() != OpKind::Register {
+        return None;
+    }
+    let lin = address(insn, input, 0)?;
+    let unused = 64 - 8 * insn.op1_register().size();
+    let number = (get(input, insn.op1_register()) << unused) as i64 >> unused;
+    Some(wrapped(insn, input, lin.wrapping_add((number >> 3) as u64)))
+}
+
 fn lane_at(reg: Register, lane: usize, size: usize) -> usize {
     let byte = lane * size;
     let n = reg.number() & 15;

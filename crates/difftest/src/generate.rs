@@ -219,6 +219,9 @@ fn aim_all(
         operand_data(r, insn, which, input, &mut data);
         patch(&mut input.patch[0], lin, &data);
         input.log[0] = span(lin, 32, size.max(32) + 32);
+        if let Some(bit) = aim::bit_address(insn, input) {
+            input.log[2] = span(bit, 8, 16);
+        }
     }
     if insn.code().op_code().is_stack_instruction() || matches!(insn.flow_control(), FlowControl::Return) {
         values::memory(r, &mut data);
