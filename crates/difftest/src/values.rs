@@ -208,8 +208,9 @@ pub fn vector_state(r: &mut Rng, x: &mut [u8; XSAVE_LEN], mxcsr_mask: u32) {
     if r.chance(50) {
         let fop = r.bits() as u16 & 0x7ff;
         x[6..8].copy_from_slice(&fop.to_le_bytes());
-        x[8..16].copy_from_slice(&(r.bits() >> 16).to_le_bytes());
-        x[16..24].copy_from_slice(&(r.bits() >> 16).to_le_bytes());
+        // Canonical, for more than that the registers of a processor with 48-bit addresses do not hold: XRSTOR drops the rest.
+        x[8..16].copy_from_slice(&(r.bits() as i64 >> 17).to_le_bytes());
+        x[16..24].copy_from_slice(&(r.bits() as i64 >> 17).to_le_bytes());
     }
     x[24..28].copy_from_slice(&mxcsr(r, mxcsr_mask).to_le_bytes());
     x[28..32].copy_from_slice(&mxcsr_mask.to_le_bytes());
@@ -244,4 +245,26 @@ pub fn flags(r: &mut Rng) -> u64 {
 /// An address in a code window where a branch may land; see [`crate::layout`].
 pub fn landing(r: &mut Rng, which: usize) -> u64 {
     CODE[which & 1] + crate::layout::LANDING + r.below(crate::layout::LANDINGS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a register cannot hold would differ after any instruction.
+    #[test]
+    fn x87_pointers_are_canonical() {
+        let (mut r, mut x, mut high) = (Rng::new(1, 1), [0; XSAVE_LEN], 0);
+        for _ in 0..1000 {
+            vector_state(&mut r, &mut x, 0xffff);
+            for at in [8, 16] {
+                let mut b = [0; 8];
+                b.copy_from_slice(&x[at..at + 8]);
+                let v = i64::from_le_bytes(b);
+                assert_eq!(v << 16 >> 16, v);
+                high += u32::from(v < 0);
+            }
+        }
+        assert!(high > 100);
+    }
 }
