@@ -126,6 +126,13 @@ fn wrapped(insn: &Instruction, input: &Input, lin: u64) -> u64 {
     (lin.wrapping_sub(base) & mask).wrapping_add(base)
 }
 
+/// Bytes from `lin`, in the memory operand, on to where its offsets wrap; `None`: they are as wide as addresses.
+#[must_use]
+pub fn before_wrap(insn: &Instruction, input: &Input, lin: u64) -> Option<u64> {
+    let end = 1u64.checked_shl(address_bits(insn))?;
+    Some(end.wrapping_sub(lin.wrapping_sub(segment_base(insn, input))))
+}
+
 /// Address of the byte with the bit that a bit-string instruction (BT and its kin with a register for the bit's number) accesses.
 #[must_use]
 pub fn bit_address(insn: &Instruction, input: &Input) -> Option<u64> {

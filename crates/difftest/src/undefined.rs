@@ -5,7 +5,7 @@ use crate::aim;
 use crate::encode::Bytes;
 use crate::layout::USER_CODE;
 use crate::record::{Input, Output};
-use iced_x86::{Instruction, Mnemonic as M, OpKind};
+use iced_x86::{Instruction, Mnemonic as M, OpKind, Register};
 
 const CF: u64 = 1;
 const PF: u64 = 4;
@@ -79,16 +79,17 @@ pub fn elementwise(insn: &Instruction) -> bool {
             | M::Les
             | M::Lds
             | M::Bound
-            | M::Vmaskmovps
-            | M::Vmaskmovpd
-            | M::Vpmaskmovd
-            | M::Vpmaskmovq
             | M::Maskmovq
             | M::Maskmovdqu
             | M::Vmaskmovdqu
             | M::Jmp
             | M::Call
-    ) || insn.memory_size().size() == 10
+    ) || is_masked_move(insn.mnemonic())
+        || insn.memory_size().size() == 10
+}
+
+fn is_masked_move(m: M) -> bool {
+    matches!(m, M::Vmaskmovps | M::Vmaskmovpd | M::Vpmaskmovd | M::Vpmaskmovq)
 }
 
 /// Cases that are not generated, with the reason.
@@ -97,6 +98,12 @@ pub fn avoid(insn: &Instruction, bytes: &Bytes, input: &Input) -> Option<&'stati
     if insn.is_invalid() && vpermq_without_w(&bytes.b[..bytes.len]) {
         return Some(
             "VPERMQ and VPERMPD with VEX.W = 0: #UD by the manuals (SDM vol. 2C VPERMQ), but AMD's processors ignore W",
+        );
+    }
+    if insn.is_invalid() && locked_verw(&bytes.b[..bytes.len]) {
+        return Some(
+            "LOCK VERW m16: #UD by the manuals (SDM vol. 2A LOCK), but AMD's Zen 3 ignores the prefix there (VERW with a \
+             memory operand is what its microcode clears buffers by)",
         );
     }
     let m = insn.mnemonic();
@@ -113,6 +120,13 @@ pub fn avoid(insn: &Instruction, bytes: &Bytes, input: &Input) -> Option<&'stati
     if elementwise(insn) && aim::address(insn, input, 0).is_some_and(across) {
         return Some(
             "which part of an operand across the canonical boundary is looked at first is the processor's choice",
+        );
+    }
+    let wraps = |a| aim::before_wrap(insn, input, a).is_some_and(|left| left < 64);
+    if is_masked_move(m) && aim::address(insn, input, 0).is_some_and(wraps) {
+        return Some(
+            "whether the elements of a masked move go on from the end of the offsets at their start is the processor's choice: \
+             AMD's Zen 3 wraps each one's offset, Zen 5 the first one's only",
         );
     }
     if aim::offset_quirk(insn, input) {
@@ -148,11 +162,22 @@ pub fn avoid(insn: &Instruction, bytes: &Bytes, input: &Input) -> Option<&'stati
     None
 }
 
-/// VEX.256.66.0F3A.W0 00 and 01, behind any prefixes.
-fn vpermq_without_w(bytes: &[u8]) -> bool {
+/// How many prefixes there are.
+fn prefixes(bytes: &[u8]) -> usize {
     let prefix =
         |b: &&u8| matches!(**b, 0x26 | 0x2e | 0x36 | 0x3e | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3 | 0x40..=0x4f);
-    let n = bytes.iter().take_while(prefix).count();
+    bytes.iter().take_while(prefix).count()
+}
+
+/// 0F 00 /5 with a memory operand, LOCK among its prefixes.
+fn locked_verw(bytes: &[u8]) -> bool {
+    let (before, code) = bytes.split_at(prefixes(bytes));
+    before.contains(&0xf0) && matches!(*code, [0x0f, 0, modrm, ..] if modrm >> 3 & 7 == 5 && modrm < 0xc0)
+}
+
+/// VEX.256.66.0F3A.W0 00 and 01, behind any prefixes.
+fn vpermq_without_w(bytes: &[u8]) -> bool {
+    let n = prefixes(bytes);
     matches!(bytes[n..], [0xc4, map, wvlp, 0 | 1, ..] if map & 0x1f == 3 && wvlp & 0x80 == 0)
 }
 
@@ -169,6 +194,26 @@ pub fn flags(insn: &Instruction) -> u64 {
     FLAGS.iter().find(|(list, ..)| list.contains(&m)).map_or(0, |(_, bits, _)| *bits)
 }
 
+/// Whether two page faults of a string comparison are one of each operand: which one is read first no manual says (AMD's Zen 5
+/// begins with the source, Zen 3 with the destination).
+fn one_of_each_operand(insn: &Instruction, e: &Output, n: &Output) -> bool {
+    let offset = |reg: usize, o: &Output| match insn.op0_kind() {
+        OpKind::MemorySegSI => o.gpr[reg] & 0xffff,
+        OpKind::MemorySegESI => o.gpr[reg] & 0xffff_ffff,
+        _ => o.gpr[reg],
+    };
+    let base = |o: &Output| match insn.memory_segment() {
+        Register::FS => o.fs_base,
+        Register::GS => o.gs_base,
+        _ => 0,
+    };
+    // Other faults give no address.
+    let at = |o: &Output, operand: u64| o.vector != 14 || o.cr2.wrapping_sub(operand) < 8;
+    let source = |o: &Output| at(o, offset(6, o).wrapping_add(base(o)));
+    let destination = |o: &Output| at(o, offset(7, o));
+    source(e) && destination(n) || source(n) && destination(e)
+}
+
 /// Whether that in which two faults differ is open: the order of parts; whether what is no instruction is first found to be none (#UD)
 /// or to be longer than 15 bytes (#GP), for which no length is defined. INT1's address, too: hypervisors that intercept it report its own, and not, as
 /// the manual says (SDM vol. 2A INT n), the next one's.
@@ -176,7 +221,9 @@ pub fn flags(insn: &Instruction) -> u64 {
 pub fn fault_is_open(insn: &Instruction, e: &Output, n: &Output) -> bool {
     let m = insn.mnemonic();
     let memory = |v: u32| (11..=14).contains(&v) || v == 17;
-    SEVERAL_PARTS.contains(&m) && e.rip == n.rip && memory(e.vector) && memory(n.vector)
+    let compares = matches!(m, M::Cmpsb | M::Cmpsw | M::Cmpsd | M::Cmpsq) && insn.is_string_instruction();
+    let parts = SEVERAL_PARTS.contains(&m) || compares && one_of_each_operand(insn, e, n);
+    parts && e.rip == n.rip && memory(e.vector) && memory(n.vector)
         || insn.is_invalid()
             && e.rip == n.rip
             && matches!((e.vector, n.vector), (6, 13) | (13, 6))
@@ -197,4 +244,62 @@ pub fn gpr_mask(e: &Output, n: &Output) -> u64 {
 #[must_use]
 pub fn selector(v: u16) -> u16 {
     if v < 4 { 0 } else { v }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::interp::decode_at;
+    use iced_x86::DecoderOptions;
+
+    fn fault(cr2: u64) -> Output {
+        let mut o = Output { rip: 0x1000, signal: 1, vector: 14, code: 4, cr2, ..Output::default() };
+        (o.gpr[6], o.gpr[7]) = (0x10_0000_2000, 0x3000);
+        o
+    }
+
+    /// Which operand faults first is open, but a fault must be at an operand.
+    #[test]
+    fn faults_of_string_comparisons() {
+        let insn = decode_at(&[0xf3, 0xa7], 0x1000, DecoderOptions::AMD, 64);
+        let open = |e, n| fault_is_open(&insn, &fault(e), &fault(n));
+        assert!(open(0x10_0000_2000, 0x3000) && open(0x3000, 0x10_0000_2000));
+        assert!(open(0x10_0000_2003, 0x3003));
+        assert!(!open(0x10_0000_2000, 0x3008) && !open(0x10_0000_1fff, 0x3000) && !open(0x2000, 0x3000));
+        let short = decode_at(&[0x67, 0xf3, 0xa7], 0x1000, DecoderOptions::AMD, 64);
+        assert!(fault_is_open(&short, &fault(0x2000), &fault(0x3000)));
+        // Another instruction of that name.
+        let vector = decode_at(&[0xf2, 0x0f, 0xc2, 0x00, 0x00], 0x1000, DecoderOptions::AMD, 64);
+        assert_eq!(vector.mnemonic(), M::Cmpsd);
+        assert!(!fault_is_open(&vector, &fault(0x10_0000_2000), &fault(0x3000)));
+    }
+
+    /// With LOCK on its memory form only.
+    #[test]
+    fn locked_verw_is_not_made() {
+        let avoided = |code: &[u8]| {
+            let mut bytes = Bytes::default();
+            code.iter().for_each(|b| bytes.push(*b));
+            avoid(&decode_at(code, 0x1000, DecoderOptions::AMD, 64), &bytes, &Input::default()).is_some()
+        };
+        assert!(avoided(&[0xf0, 0x0f, 0x00, 0x28]) && avoided(&[0xf0, 0x65, 0x48, 0x0f, 0x00, 0x28]));
+        assert!(!avoided(&[0x0f, 0x00, 0x28]) && !avoided(&[0xf0, 0x0f, 0x00, 0xe8]));
+        assert!(!avoided(&[0xf0, 0x0f, 0x00, 0x20]));
+    }
+
+    #[test]
+    fn masked_moves_over_the_end_of_offsets() {
+        let case = |code: &[u8], bits, rax: u64| {
+            let mut bytes = Bytes::default();
+            code.iter().for_each(|b| bytes.push(*b));
+            let mut input = Input { bits, ..Input::default() };
+            input.gpr[0] = rax;
+            avoid(&decode_at(code, 0x1000, DecoderOptions::AMD, bits), &bytes, &input).is_some()
+        };
+        // vpmaskmovd xmm1, xmm0, [rax], and the same with [eax].
+        let (wide, short) = ([0xc4, 0xe2, 0x79, 0x8c, 0x08], [0x67, 0xc4, 0xe2, 0x79, 0x8c, 0x08]);
+        assert!(case(&short, 64, 0xffff_fff8) && !case(&short, 64, 0xffff_f000));
+        assert!(!case(&wide, 64, 0xffff_fff8));
+        assert!(case(&wide, 32, 0xffff_fff8) && !case(&wide, 32, 0x1000_0ff8));
+    }
 }
