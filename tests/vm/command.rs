@@ -1,6 +1,6 @@
 //! `ringer run -- COMMAND`: its streams, its arguments, its status.
 
-use crate::support::{GUEST_DIED, Ran, Started, guest, noise, output, output_with, run};
+use crate::support::{GUEST_DIED, Ran, Started, guest, noise, output, output_with, quick, run};
 use rustix::process::{Pid, Signal, kill_process};
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
@@ -39,7 +39,7 @@ fn arguments_outputs_and_status() {
     let script = "printf '[%s]' \"$@\"; printf 'bad\\nthings' >&2; exit 7";
     args.extend([OsStr::new(script), OsStr::new("sh")]);
     args.extend(words.iter().map(|w| OsStr::from_bytes(w)));
-    let ran = output(run(args)).ended(7);
+    let ran = output(quick(args)).ended(7);
     let expected: Vec<u8> = words.iter().flat_map(|w| [b"[", *w, b"]"].concat()).collect();
     assert_eq!(ran.out, expected, "{:?}", ran.text());
     assert_eq!(ran.error(), "bad\nthings");
@@ -52,7 +52,7 @@ fn any_bytes_through_all_three_streams() {
     }
     let mut bytes: Vec<u8> = (0..=255).collect();
     bytes.extend(noise(1 << 20));
-    let ran = output_with(run(["--", "tee", "/dev/stderr"]), bytes.clone()).ended(0);
+    let ran = output_with(quick(["--", "tee", "/dev/stderr"]), bytes.clone()).ended(0);
     assert!(ran.out == bytes, "{} bytes came back from {}", ran.out.len(), bytes.len());
     assert!(ran.err == bytes, "{} bytes came back from {}", ran.err.len(), bytes.len());
 }
@@ -62,8 +62,8 @@ fn input_that_ends_at_once_and_input_that_nobody_reads() {
     if guest("cloud").is_none() {
         return;
     }
-    assert_eq!(output(run(["--", "wc", "-c"])).ended(0).text(), "0\n");
-    assert_eq!(output_with(run(["--", "echo", "done"]), noise(1 << 20)).ended(0).text(), "done\n");
+    assert_eq!(output(quick(["--", "wc", "-c"])).ended(0).text(), "0\n");
+    assert_eq!(output_with(quick(["--", "echo", "done"]), noise(1 << 20)).ended(0).text(), "done\n");
 }
 
 #[test]
@@ -71,14 +71,14 @@ fn a_command_that_is_not_there() {
     if guest("cloud").is_none() {
         return;
     }
-    let ran = output(run(["--", "frobnicate", "--now"])).ended(127);
+    let ran = output(quick(["--", "frobnicate", "--now"])).ended(127);
     assert!(ran.error().contains("frobnicate: not found"), "{}", ran.error());
     assert!(ran.out.is_empty());
 }
 
 #[track_caller]
 fn dies(script: &str, words: &[&str]) -> Ran {
-    let ran = output(run(["--", "sh", "-c", script])).ended(GUEST_DIED);
+    let ran = output(quick(["--", "sh", "-c", script])).ended(GUEST_DIED);
     let err = ran.error();
     assert!(words.iter().all(|w| err.contains(w)), "{err}");
     ran
@@ -107,7 +107,7 @@ fn a_kernel_that_panics_has_last_words() {
 
 /// Starts a command that never ends and waits for its first line.
 fn endless() -> (Started, Pid) {
-    let mut command = run(["--", "sh", "-c", "echo up >&2; exec sleep 100000"]);
+    let mut command = quick(["--", "sh", "-c", "echo up >&2; exec sleep 100000"]);
     command.stdin(Stdio::null()).stderr(Stdio::piped()).stdout(Stdio::piped());
     let mut child = command.spawn().unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
@@ -134,7 +134,7 @@ fn a_reader_that_goes_away_ends_it() {
     if guest("cloud").is_none() {
         return;
     }
-    let mut command: Command = run(["--", "yes"]);
+    let mut command: Command = quick(["--", "yes"]);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
     let mut child = crate::support::Guard(command.spawn().unwrap());
     let mut line = String::new();

@@ -1,7 +1,7 @@
 //! On a terminal.
 
 use crate::pty::{COLS, ROWS, Terminal};
-use crate::support::{guest, output_with, run};
+use crate::support::{guest, output_with, quick, run};
 use rustix::process::{Pid, Signal, kill_process};
 
 const PROMPT: &str = "root@ringer:~# ";
@@ -11,7 +11,7 @@ fn shell_reboot_poweroff() {
     if guest("cloud").is_none() {
         return;
     }
-    let mut t = Terminal::start(run(["--cpus", "2"]));
+    let mut t = Terminal::start(quick(["--cpus", "2"]));
     t.wait_for(PROMPT);
     assert!(!t.is_itself());
     // Ringer's line, the shell's greeting, the prompt: nothing of the kernel's.
@@ -54,7 +54,7 @@ fn keys_of_ringers_own() {
     if guest("cloud").is_none() {
         return;
     }
-    let mut t = Terminal::start(run::<&str>([]));
+    let mut t = Terminal::start(quick::<&str>([]));
     t.wait_for(PROMPT);
     t.keys(b"\x01h");
     t.wait_for("Ctrl-A x");
@@ -73,7 +73,7 @@ fn a_command_on_a_terminal() {
         return;
     }
     let script = "test -t 0 && test -t 1 && test -t 2 && stty size; read line; echo \"got $line\"; exit 3";
-    let mut t = Terminal::start(run(["--", "sh", "-c", script]));
+    let mut t = Terminal::start(quick(["--", "sh", "-c", script]));
     t.wait_for(&format!("{ROWS} {COLS}\r\n"));
     t.keys(b"words\r");
     t.wait_for("got words\r\n");
@@ -89,7 +89,7 @@ fn the_terminal_survives_ringer() {
         return;
     }
     for (signal, status) in [(Signal::TERM, 143), (Signal::KILL, 137), (Signal::ABORT, 134)] {
-        let mut t = Terminal::start(run::<&str>([]));
+        let mut t = Terminal::start(quick::<&str>([]));
         t.wait_for(PROMPT);
         assert!(!t.is_itself());
         kill_process(Pid::from_child(&t.child.0), signal).unwrap();
@@ -103,6 +103,6 @@ fn a_console_that_is_no_terminal() {
     if guest("cloud").is_none() {
         return;
     }
-    let ran = output_with(run::<&str>([]), b"echo h$((1+1))i\npoweroff\n".to_vec()).ended(0);
+    let ran = output_with(quick::<&str>([]), b"echo h$((1+1))i\npoweroff\n".to_vec()).ended(0);
     assert!(ran.text().contains("h2i"), "{}", ran.text());
 }
