@@ -31,7 +31,8 @@ echo 1000000 | (read n; seq $((n / 50))) | awk '{ s += $1 } END { print s, s / 3
 section float
 awk 'BEGIN { x = 1; for (i = 0; i < 1000; i++) x = x / 1.0001 + i / 7; printf "%.15g %.17g\n", x, 1 / 3 }'
 section deflate
-gzip -c /bin/busybox | gunzip -c | cmp - /bin/busybox && echo same
+head -c 500000 /bin/busybox >/tmp/packed
+gzip -c /tmp/packed | gunzip -c | cmp - /tmp/packed && echo same
 
 # All processors at work at once, each pinned.
 section load
