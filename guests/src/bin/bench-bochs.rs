@@ -50,7 +50,9 @@ struct Times {
 
 fn compare() -> Result<ExitCode> {
     let Some(rom) = bochs_roms() else {
-        eprintln!("bench-bochs: Bochs is not installed; apt-get install bochs bochs-term");
+        eprintln!(
+            "bench-bochs: Bochs or its BIOS is not installed; apt-get install bochs bochs-term bochsbios"
+        );
         return Ok(ExitCode::FAILURE);
     };
     let dir = tempfile::tempdir().context("cannot make a temporary folder")?;
