@@ -1,6 +1,7 @@
 // The driver of the guest benchmark. As the first process of a guest (/init) it mounts what is needed, runs the programs
-// that the kernel's command line names (bench=NAME:ITERATIONS,...), and powers off; without bench= it gives a shell. On a
-// host it runs the list it is given, in the same root: init --root DIR NAME:ITERATIONS,...
+// that the kernel's command line names (bench=NAME:ITERATIONS,...), and powers off; with bench=- it takes one NAME:ITERATIONS
+// a line from the console until a line says "end"; without bench= it gives a shell. On a host it runs the list it is given,
+// or "-", in the same root: init --root DIR NAME:ITERATIONS,...
 //
 // Each program is a process of its own and prints one line: bench NAME SECONDS ITERATIONS CHECK, or bench NAME failed
 // WHY, or bench NAME skipped WHY.
@@ -21,6 +22,7 @@
 #include <sys/reboot.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
+#include <termios.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -174,6 +176,33 @@ static int run_list(const char *list)
 	return good;
 }
 
+// Takes one NAME:ITERATIONS a line from standard input.
+static int serve(void)
+{
+	// Of a console only what we say should come back.
+	struct termios t;
+	if (!tcgetattr(0, &t)) {
+		t.c_lflag &= ~(tcflag_t)(ECHO | ISIG);
+		tcsetattr(0, TCSANOW, &t);
+	}
+	dprintf(1, "bench: ready\n");
+	char line[256];
+	int good = 1;
+	while (fgets(line, sizeof line, stdin)) {
+		line[strcspn(line, "\r\n")] = 0;
+		if (!strcmp(line, "end"))
+			break;
+		if (*line)
+			good &= run_one(line);
+	}
+	return good;
+}
+
+static int run_all(const char *list)
+{
+	return strcmp(list, "-") ? run_list(list) : serve();
+}
+
 // A shell on the console, for work by hand.
 static void shell(void)
 {
@@ -207,7 +236,7 @@ static _Noreturn void init_main(void)
 	mount("tmpfs", "/dev/shm", "tmpfs", 0, NULL);
 	const char *list = getenv("bench");
 	if (list)
-		run_list(list);
+		run_all(list);
 	else
 		shell();
 	static const char done[] = "bench: end\n";
@@ -292,5 +321,5 @@ int main(int argc, char **argv)
 		fprintf(stderr, "usage: init [--cpus N] [--root DIR] NAME:ITERATIONS,...\n");
 		return 2;
 	}
-	return !run_list(argv[1]);
+	return !run_all(argv[1]);
 }

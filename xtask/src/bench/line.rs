@@ -5,8 +5,8 @@
 pub enum Line {
     /// Userspace has begun.
     Up,
-    /// The list is done.
-    End,
+    /// The driver takes orders.
+    Ready,
     /// A program has ended.
     Program(String, Outcome),
     /// Something else: a kernel message.
@@ -35,7 +35,7 @@ pub enum Outcome {
 pub fn parse(line: &str) -> Line {
     match line.trim_end() {
         "bench: up" => return Line::Up,
-        "bench: end" => return Line::End,
+        "bench: ready" => return Line::Ready,
         _ => {}
     }
     // A kernel message can stand before it on the same line.
@@ -64,7 +64,7 @@ mod tests {
     #[test]
     fn reads_what_the_driver_prints() {
         assert_eq!(parse("bench: up\r"), Line::Up);
-        assert_eq!(parse("bench: end"), Line::End);
+        assert_eq!(parse("bench: ready"), Line::Ready);
         let done = Outcome::Done { seconds: 0.25, iterations: 7, check: "00ff".into() };
         assert_eq!(parse("bench sqlite 0.250000000 7 00ff\r"), Line::Program("sqlite".into(), done));
         assert_eq!(

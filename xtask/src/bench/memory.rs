@@ -1,10 +1,6 @@
 //! How much memory a process holds beside the RAM of its guest.
 
 use std::fs;
-use std::time::{Duration, Instant};
-
-/// Reading the maps of a process holds it up a little.
-const EVERY: Duration = Duration::from_millis(500);
 
 /// The most that was seen.
 #[derive(Debug)]
@@ -12,28 +8,23 @@ pub struct Peak {
     pid: u32,
     ram: u64,
     most: Option<u64>,
-    next: Instant,
 }
 
 impl Peak {
     /// Watches a process whose guest has `ram` bytes.
     pub fn new(pid: u32, ram: u64) -> Peak {
-        Peak { pid, ram, most: None, next: Instant::now() + EVERY }
+        Peak { pid, ram, most: None }
     }
 
-    /// Looks, if it is time to.
+    /// Looks. Reading the maps holds the process up a little, so this is for when nothing is measured.
     pub fn sample(&mut self) {
-        if Instant::now() < self.next {
-            return;
-        }
         if let Ok(maps) = fs::read_to_string(format!("/proc/{}/smaps", self.pid)) {
             self.most = self.most.max(Some(beside_ram(&maps, self.ram)));
         }
-        self.next = Instant::now() + EVERY;
     }
 
     /// The most, in bytes.
-    pub fn beside_ram(&self) -> Option<u64> {
+    pub fn most(&self) -> Option<u64> {
         self.most
     }
 }

@@ -5,6 +5,7 @@ mod host;
 mod kit;
 mod line;
 mod markdown;
+mod measure;
 mod memory;
 mod results;
 mod side;
@@ -17,7 +18,7 @@ use anyhow::{Context, Result, bail, ensure};
 use catalog::{PROGRAMS, Program, Side};
 use clap::Args;
 use kit::Kit;
-use results::{Key, Results};
+use measure::Measurement;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -87,7 +88,7 @@ pub fn run(options: &Options) -> Result<bool> {
         prepare(&kit, &ringer, options);
         return Ok(true);
     }
-    let results = measure(options, &kit, &ringer, &sides(options))?;
+    let results = Measurement { options, kit: &kit, ringer: &ringer }.all(&sides(options))?;
     println!("{}", table::text(&results));
     if options.write {
         let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/performance.md");
@@ -126,41 +127,6 @@ fn chosen(options: &Options, cpus: u32) -> Vec<&'static Program> {
             }
         })
         .collect()
-}
-
-fn measure(options: &Options, kit: &Kit, ringer: &Path, sides: &[Side]) -> Result<Results> {
-    let mut results = Results::new(sides.to_vec(), options.cpus.clone());
-    let boots = options.only.is_empty() || options.only.iter().any(|o| o == "boot");
-    for round in 1..=options.rounds {
-        for &cpus in &options.cpus {
-            let programs = chosen(options, cpus);
-            for side in sides {
-                if boots && *side != Side::Native && cpus == 1 {
-                    let (report, why) =
-                        side::once(side, side::command(side, kit, ringer, &kit.boot_initrd, cpus, Some("")))?;
-                    results.boot(side, &report, why);
-                }
-                if programs.is_empty() {
-                    continue;
-                }
-                eprintln!(
-                    "xtask: round {round} of {}, {}, {cpus} processor(s)",
-                    options.rounds,
-                    results::title(side)
-                );
-                let items: Vec<_> =
-                    programs.iter().map(|p| (p.name.to_owned(), p.iterations(side, options.quick))).collect();
-                let report = side::run(side, &items, |list| {
-                    side::command(side, kit, ringer, &kit.initrd, cpus, Some(list))
-                })?;
-                for (program, outcome) in report.outcomes {
-                    results.add(Key { side: side.clone(), cpus, program }, outcome);
-                }
-                results.memory(side, report.peak);
-            }
-        }
-    }
-    Ok(results)
 }
 
 /// Builds this workspace's command, beside this program.

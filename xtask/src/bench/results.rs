@@ -2,9 +2,9 @@
 
 use super::catalog::Side;
 use super::line::Outcome;
-use super::side::Report;
 use super::stats::median;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// What was run where.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -38,6 +38,8 @@ pub struct Results {
     /// The result that each program gave first.
     checks: BTreeMap<String, (Side, String)>,
     failures: Vec<String>,
+    /// Sides whose machines do not come up.
+    dead: Vec<Side>,
 }
 
 /// What tables call a side.
@@ -60,6 +62,7 @@ impl Results {
             peaks: Vec::new(),
             checks: BTreeMap::new(),
             failures: Vec::new(),
+            dead: Vec::new(),
         }
     }
 
@@ -103,13 +106,10 @@ impl Results {
     }
 
     /// Adds a boot.
-    pub fn boot(&mut self, side: &Side, report: &Report, why: Option<String>) {
-        match (report.boot, why) {
-            (Some(t), None) => self.boots.push((side.clone(), t.as_secs_f64())),
-            (_, why) => {
-                let why = why.unwrap_or_else(|| "userspace did not come".to_owned());
-                self.fail(format!("boot on {}: {why}", title(side)));
-            }
+    pub fn boot(&mut self, side: &Side, took: Result<Duration, String>) {
+        match took {
+            Ok(t) => self.boots.push((side.clone(), t.as_secs_f64())),
+            Err(why) => self.fail(format!("boot on {}: {why}", title(side))),
         }
     }
 
@@ -124,6 +124,17 @@ impl Results {
     pub fn time(&self, side: &Side, cpus: u32, program: &str) -> Option<f64> {
         let cell = self.cells.iter().find(|(k, _)| k.side == *side && k.cpus == cpus && k.program == program);
         cell.and_then(|(_, c)| median(&c.times))
+    }
+
+    /// Whether a side's machines do not come up.
+    pub fn is_dead(&self, side: &Side) -> bool {
+        self.dead.contains(side)
+    }
+
+    /// Notes that a side's machines do not come up.
+    pub fn dead(&mut self, side: &Side, why: &str) {
+        self.fail(format!("{} does not come up: {why}", title(side)));
+        self.dead.push(side.clone());
     }
 
     /// Why a program was not run there.

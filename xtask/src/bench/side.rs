@@ -1,22 +1,23 @@
-//! Running a list of programs on one side: the host, Ringer, or QEMU.
+//! Running programs on one side: the host, Ringer, or QEMU.
 
 use super::catalog::Side;
 use super::kit::Kit;
 use super::line::{Line, Outcome, parse};
 use super::memory::Peak;
 use anyhow::{Context, Result};
-use std::collections::VecDeque;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 /// RAM of the guests.
 pub const MEMORY_MIB: u64 = 1024;
 /// A side that says nothing for so long hangs. The driver gives a program 300 s.
 const SILENCE: Duration = Duration::from_secs(330);
+/// How long a machine may take to power off.
+const PATIENCE: Duration = Duration::from_secs(20);
 /// As Ringer's own guests, so that a kernel that panics ends.
 const CMDLINE: &str = "console=ttyS0,115200 loglevel=3 panic=-1";
 /// QEMU's program.
@@ -28,18 +29,7 @@ pub fn has_qemu() -> bool {
     version.is_ok_and(|s| s.success())
 }
 
-/// How a run went.
-#[derive(Debug, Default)]
-pub struct Report {
-    /// Outcomes, in order.
-    pub outcomes: Vec<(String, Outcome)>,
-    /// From the start of the process to the first line of userspace.
-    pub boot: Option<Duration>,
-    /// Most memory that the process held beside guest RAM.
-    pub peak: Option<u64>,
-}
-
-/// The command that runs the programs of `list` (NAME:ITERATIONS,...) in the kit on a side.
+/// The command that runs the programs of `list` (NAME:ITERATIONS,..., or "-" for what it is told) in the kit on a side.
 pub fn command(
     side: &Side,
     kit: &Kit,
@@ -76,91 +66,138 @@ pub fn command(
     }
 }
 
-/// Runs programs to the end. A program that takes the machine down with it has failed; those after it run in another
-/// machine. Where no machine comes up, the first program has failed and the rest are left out.
-///
-/// # Errors
-/// If a process cannot be started.
-pub fn run(side: &Side, items: &[(String, u64)], mut make: impl FnMut(&str) -> Command) -> Result<Report> {
-    let mut all = Report::default();
-    let mut left: VecDeque<_> = items.iter().cloned().collect();
-    while !left.is_empty() {
-        let list: Vec<_> = left.iter().map(|(name, n)| format!("{name}:{n}")).collect();
-        let (part, why) = once(side, make(&list.join(",")))?;
-        let up = *side == Side::Native || part.boot.is_some();
-        all.boot = all.boot.or(part.boot);
-        all.peak = all.peak.max(part.peak);
-        for (name, outcome) in part.outcomes {
-            left.retain(|(n, _)| *n != name);
-            all.outcomes.push((name, outcome));
-        }
-        if let Some((name, _)) = left.pop_front() {
-            let why = why.unwrap_or_else(|| "it did not report".to_owned());
-            all.outcomes.push((name, Outcome::Failed(why)));
-        }
-        if !up {
-            break;
-        }
-    }
-    Ok(all)
+/// A process that runs programs one by one as it is told: the host's driver, or a virtual machine.
+#[derive(Debug)]
+pub struct Session {
+    name: String,
+    began: Instant,
+    child: Child,
+    input: Option<ChildStdin>,
+    lines: mpsc::Receiver<(Instant, String)>,
+    errors: Option<JoinHandle<String>>,
+    peak: Peak,
+    /// The last words that were not of the driver.
+    words: String,
 }
 
-/// Runs one process until it ends; what it reported, and if it did not come to the end of its list, why.
-///
-/// # Errors
-/// If it cannot be started.
-pub fn once(side: &Side, mut command: Command) -> Result<(Report, Option<String>)> {
-    let name = PathBuf::from(command.get_program());
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let began = Instant::now();
-    let mut child = command.spawn().with_context(|| format!("cannot start {}", name.display()))?;
-    let lines = read_lines(&mut child);
-    let errors = child.stderr.take().map(|mut e| {
-        thread::spawn(move || {
-            let mut text = Vec::new();
-            let _read = e.read_to_end(&mut text);
-            String::from_utf8_lossy(&text).into_owned()
+impl Session {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// If there is no such program.
+    pub fn start(mut command: Command) -> Result<Session> {
+        let name = PathBuf::from(command.get_program());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let began = Instant::now();
+        let mut child = command.spawn().with_context(|| format!("cannot start {}", name.display()))?;
+        Ok(Session {
+            name: name.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            began,
+            input: child.stdin.take(),
+            lines: read_lines(&mut child),
+            errors: child.stderr.take().map(read_all),
+            peak: Peak::new(child.id(), MEMORY_MIB << 20),
+            words: String::new(),
+            child,
         })
-    });
-    let mut report = Report::default();
-    let mut peak = Peak::new(child.id(), MEMORY_MIB << 20);
-    let mut heard = Instant::now();
-    let (mut ended, mut hangs, mut last) = (false, false, String::new());
-    loop {
-        match lines.recv_timeout(Duration::from_millis(250)) {
-            Ok((at, line)) => {
-                heard = Instant::now();
-                match parse(&line) {
-                    Line::Up => report.boot = Some(at - began),
-                    Line::End => ended = true,
-                    Line::Program(name, outcome) => report.outcomes.push((name, outcome)),
-                    Line::Other if line.trim().is_empty() => {}
-                    Line::Other => line.trim().clone_into(&mut last),
-                }
+    }
+
+    /// Waits for the first line of userspace; the time since the process started.
+    ///
+    /// # Errors
+    /// The reason, if it does not come.
+    pub fn boot(&mut self) -> Result<Duration, String> {
+        loop {
+            if let (at, Line::Up) = self.next()? {
+                return Ok(at - self.began);
             }
-            Err(RecvTimeoutError::Timeout) if heard.elapsed() > SILENCE => {
-                hangs = true;
-                break;
-            }
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => break,
         }
-        peak.sample();
     }
-    if hangs {
-        let _gone = child.kill();
+
+    /// Waits until it takes orders.
+    ///
+    /// # Errors
+    /// The reason, if it does not come to that.
+    pub fn ready(&mut self) -> Result<(), String> {
+        while self.next()?.1 != Line::Ready {}
+        Ok(())
     }
-    report.peak = peak.beside_ram();
-    let status = child.wait().context("cannot wait for a process")?;
-    let said = errors.and_then(|e| e.join().ok()).unwrap_or_default();
-    // A native run ends with 1 if a program failed, which its line has said.
-    let complete = ended || *side == Side::Native && status.code().is_some_and(|c| c <= 1);
-    let why = (!complete).then(|| match said.trim().lines().last() {
-        _ if hangs => format!("nothing came for {} s", SILENCE.as_secs()),
-        Some(words) => format!("{}: {words}", name.display()),
-        None => format!("{} ended with {status} {last}", name.display()),
-    });
-    Ok((report, why))
+
+    /// Runs one program. If the machine is gone after it, it has failed.
+    ///
+    /// # Errors
+    /// The reason, if the machine is gone.
+    pub fn run(&mut self, name: &str, iterations: u64) -> Result<Outcome, String> {
+        self.say(&format!("{name}:{iterations}\n"));
+        loop {
+            if let (_, Line::Program(got, outcome)) = self.next()?
+                && got == name
+            {
+                self.peak.sample();
+                return Ok(outcome);
+            }
+        }
+    }
+
+    /// Ends it; the most memory that it held beside guest RAM.
+    pub fn end(mut self) -> Option<u64> {
+        self.say("end\n");
+        let asked = Instant::now();
+        while asked.elapsed() < PATIENCE && !matches!(self.child.try_wait(), Ok(Some(_))) {
+            thread::sleep(Duration::from_millis(20));
+        }
+        self.peak.most()
+    }
+
+    fn say(&mut self, words: &str) {
+        if let Some(input) = &mut self.input {
+            // If it is gone, the next line will tell.
+            let _gone = input.write_all(words.as_bytes()).and_then(|()| input.flush());
+        }
+    }
+
+    fn next(&mut self) -> Result<(Instant, Line), String> {
+        loop {
+            match self.lines.recv_timeout(SILENCE) {
+                Ok((at, line)) => match parse(&line) {
+                    Line::Other if line.trim().is_empty() => {}
+                    Line::Other => line.trim().clone_into(&mut self.words),
+                    line => return Ok((at, line)),
+                },
+                Err(RecvTimeoutError::Timeout) => {
+                    return Err(format!("nothing came from {} for {} s", self.name, SILENCE.as_secs()));
+                }
+                Err(RecvTimeoutError::Disconnected) => return Err(self.epitaph()),
+            }
+        }
+    }
+
+    /// Why it is gone.
+    fn epitaph(&mut self) -> String {
+        let status = self.child.wait().map_or_else(|e| e.to_string(), |s| s.to_string());
+        let said = self.errors.take().and_then(|e| e.join().ok()).unwrap_or_default();
+        let last = said.trim().lines().last().unwrap_or_default().to_owned();
+        let words = [last, std::mem::take(&mut self.words)];
+        let words: Vec<_> = words.iter().filter(|w| !w.is_empty()).map(String::as_str).collect();
+        format!("{} ended with {status}: {}", self.name, words.join("; "))
+    }
+}
+
+/// Nothing that was started outlives this program's interest in it.
+impl Drop for Session {
+    fn drop(&mut self) {
+        if !matches!(self.child.try_wait(), Ok(Some(_))) {
+            let _gone = self.child.kill().and_then(|()| self.child.wait());
+        }
+    }
+}
+
+fn read_all(mut from: impl Read + Send + 'static) -> JoinHandle<String> {
+    thread::spawn(move || {
+        let mut text = Vec::new();
+        let _read = from.read_to_end(&mut text);
+        String::from_utf8_lossy(&text).into_owned()
+    })
 }
 
 fn read_lines(child: &mut Child) -> mpsc::Receiver<(Instant, String)> {
