@@ -7,6 +7,7 @@ use ringer_image::debian::{Cache, DebianError, GuestKind, Progress, guest, packa
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 /// apt's names; patterns where a name holds a version.
 const PACKAGES: &[&str] = &["^python3\\.[0-9]+-minimal$", "cpp", "sqlite3", "gzip", "busybox-static"];
@@ -14,6 +15,9 @@ const PACKAGES: &[&str] = &["^python3\\.[0-9]+-minimal$", "cpp", "sqlite3", "gzi
 const RECIPE: &str = "1";
 /// Bytes that gzip compresses.
 const GZIP_INPUT: usize = 1_500_000;
+
+/// How long a kit of other sources is kept.
+const KEPT: Duration = Duration::from_secs(24 * 3600);
 
 /// Paths of what was made.
 #[derive(Debug)]
@@ -74,8 +78,22 @@ pub fn kit() -> Result<Kit> {
         return Err(e);
     }
     let dir = made?;
-    cache.remove_others(&lock, "bench-", &name);
+    remove_old(&dir);
     Ok(Kit::at(&dir, kernel))
+}
+
+/// Removes kits of other sources, but not those of today: another checkout may be measuring with one.
+fn remove_old(made: &Path) {
+    let old = |p: &Path| {
+        let made = fs::metadata(p).and_then(|m| m.modified()).ok();
+        made.and_then(|t| t.elapsed().ok()).is_some_and(|age| age > KEPT)
+    };
+    for other in made.parent().and_then(|d| fs::read_dir(d).ok()).into_iter().flatten().flatten() {
+        let path = other.path();
+        if path != made && other.file_name().to_string_lossy().starts_with("bench-") && old(&path) {
+            let _may_stay = fs::remove_dir_all(path);
+        }
+    }
 }
 
 /// A number that tells this recipe from others: FNV-1a over all that goes in but the packages' own versions.
