@@ -3,7 +3,7 @@
 // a line from the console until a line says "end"; without bench= it gives a shell. On a host it runs the list it is given,
 // or "-", in the same root: init --root DIR NAME:ITERATIONS,...
 //
-// Each program is a process of its own and prints one line: bench NAME SECONDS ITERATIONS CHECK, or bench NAME failed
+// Each program is a process of its own and prints one line: bench NAME SECONDS CPU-SECONDS ITERATIONS CHECK, or bench NAME failed
 // WHY, or bench NAME skipped WHY.
 
 #include "bench.h"
@@ -20,6 +20,7 @@
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/reboot.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <termios.h>
@@ -120,6 +121,21 @@ static double now(void)
 	return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
 }
 
+static double of_timeval(struct timeval t)
+{
+	return (double)t.tv_sec + (double)t.tv_usec * 1e-6;
+}
+
+// Processor time of this process and of the children that it has waited for.
+static double cpu_seconds(void)
+{
+	struct rusage self, children;
+	getrusage(RUSAGE_SELF, &self);
+	getrusage(RUSAGE_CHILDREN, &children);
+	return of_timeval(self.ru_utime) + of_timeval(self.ru_stime) + of_timeval(children.ru_utime) +
+	       of_timeval(children.ru_stime);
+}
+
 // In a child.
 static _Noreturn void run_child(const char *name, uint64_t n)
 {
@@ -131,10 +147,10 @@ static _Noreturn void run_child(const char *name, uint64_t n)
 	alarm(LIMIT_SECONDS);
 	if (b->setup)
 		b->setup();
-	double began = now();
+	double cpu_began = cpu_seconds(), began = now();
 	uint64_t check = b->run(n);
-	double took = now() - began;
-	dprintf(1, "bench %s %.9f %llu %016llx\n", name, took, (unsigned long long)n, (unsigned long long)check);
+	double took = now() - began, cpu = cpu_seconds() - cpu_began;
+	dprintf(1, "bench %s %.9f %.6f %llu %016llx\n", name, took, cpu, (unsigned long long)n, (unsigned long long)check);
 	_exit(0);
 }
 

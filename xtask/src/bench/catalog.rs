@@ -156,6 +156,16 @@ mod tests {
     }
 
     #[test]
+    fn the_driver_has_them() {
+        let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../benches/guest");
+        let files = std::fs::read_dir(dir).unwrap().flatten().filter(|e| e.path().is_file());
+        let sources: String = files.map(|e| std::fs::read_to_string(e.path()).unwrap()).collect();
+        for p in PROGRAMS {
+            assert!(sources.contains(&format!("{{\"{}\", ", p.name)), "{} stands in no table", p.name);
+        }
+    }
+
+    #[test]
     fn slow_sides_do_less() {
         let p = Program { name: "x", class: Class::User, native: 1000, emulated: 100, smp: false };
         assert_eq!(p.iterations(&Side::Native, false), 1000);

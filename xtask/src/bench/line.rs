@@ -20,6 +20,8 @@ pub enum Outcome {
     Done {
         /// Time that its work took, in seconds.
         seconds: f64,
+        /// Processor time that its kernel counted for it meanwhile.
+        cpu: f64,
         /// How often it did it.
         iterations: u64,
         /// Its result, equal on all sides.
@@ -46,15 +48,22 @@ pub fn parse(line: &str) -> Line {
     let outcome = match (second, rest.as_slice()) {
         ("failed", why) => Outcome::Failed(why.join(" ")),
         ("skipped", why) => Outcome::Skipped(why.join(" ")),
-        (seconds, [iterations, check]) => match (seconds.parse::<f64>(), iterations.parse()) {
-            (Ok(seconds), Ok(iterations)) if seconds > 0.0 && seconds.is_finite() && iterations > 0 => {
-                Outcome::Done { seconds, iterations, check: (*check).to_owned() }
-            }
-            _ => return Line::Other,
-        },
+        (seconds, [cpu, iterations, check]) => {
+            let (Some(seconds), Some(cpu), Ok(iterations @ 1..)) =
+                (number(seconds), number(cpu), iterations.parse())
+            else {
+                return Line::Other;
+            };
+            Outcome::Done { seconds, cpu, iterations, check: (*check).to_owned() }
+        }
         _ => return Line::Other,
     };
     Line::Program(name.to_owned(), outcome)
+}
+
+/// A number of seconds.
+fn number(word: &str) -> Option<f64> {
+    word.parse().ok().filter(|n: &f64| n.is_finite() && *n >= 0.0)
 }
 
 #[cfg(test)]
@@ -65,8 +74,8 @@ mod tests {
     fn reads_what_the_driver_prints() {
         assert_eq!(parse("bench: up\r"), Line::Up);
         assert_eq!(parse("bench: ready"), Line::Ready);
-        let done = Outcome::Done { seconds: 0.25, iterations: 7, check: "00ff".into() };
-        assert_eq!(parse("bench sqlite 0.250000000 7 00ff\r"), Line::Program("sqlite".into(), done));
+        let done = Outcome::Done { seconds: 0.25, cpu: 0.2, iterations: 7, check: "00ff".into() };
+        assert_eq!(parse("bench sqlite 0.250000000 0.200000 7 00ff\r"), Line::Program("sqlite".into(), done));
         assert_eq!(
             parse("bench x failed signal 11 (Segmentation fault)"),
             Line::Program("x".into(), Outcome::Failed("signal 11 (Segmentation fault)".into()))
@@ -79,7 +88,15 @@ mod tests {
 
     #[test]
     fn leaves_what_is_not_whole() {
-        for l in ["", "bench", "bench x", "bench x 1.0 2", "bench x inf 2 3", "bench x 1.0 0 3", "hello"] {
+        for l in [
+            "",
+            "bench",
+            "bench x",
+            "bench x 1.0 1.0 2",
+            "bench x inf 1.0 2 3",
+            "bench x 1.0 1.0 0 3",
+            "hello",
+        ] {
             assert_eq!(parse(l), Line::Other, "{l}");
         }
     }

@@ -2,6 +2,7 @@
 //! while the other machines idle. So what else the host does hits all sides of a program alike.
 
 use super::catalog::{Program, Side};
+use super::cpu_time::{Snapshot, in_cpu_time};
 use super::kit::Kit;
 use super::line::Outcome;
 use super::results::{Key, Results, title};
@@ -119,7 +120,11 @@ impl Measurement<'_> {
             }
         };
         let iterations = program.iterations(place.side, self.options.quick);
+        let before = Snapshot::of(session.pid());
         Ok(Some(match session.run(program.name, iterations) {
+            Ok(outcome) if self.options.cpu_time && cpus == 1 => {
+                in_cpu_time(place.side, outcome, before.share_until(&Snapshot::of(session.pid())))
+            }
             Ok(outcome) => outcome,
             Err(why) => {
                 // It took the machine with it; the next program gets another.

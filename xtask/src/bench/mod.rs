@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: the same programs on the host, in Ringer's guests and in QEMU's, interleaved in one run.
 
 mod catalog;
+mod cpu_time;
 mod host;
 mod kit;
 mod line;
@@ -43,6 +44,10 @@ pub struct Options {
     /// An eighth of the work: less exact
     #[arg(long)]
     quick: bool,
+    /// Count processor time instead of time that passed, where there is one processor: for a host that has other
+    /// things to do
+    #[arg(long)]
+    cpu_time: bool,
     /// Write docs/performance.md (of a full run)
     #[arg(long, conflicts_with_all = ["only", "quick", "no_qemu", "no_native"])]
     write: bool,

@@ -81,7 +81,7 @@ impl Results {
             }
         };
         match outcome {
-            Outcome::Done { seconds, iterations, check } => {
+            Outcome::Done { seconds, iterations, check, .. } => {
                 self.cells[at].1.times.push(seconds / iterations as f64);
                 let first =
                     self.checks.entry(key.program.clone()).or_insert((key.side.clone(), check.clone()));
@@ -169,7 +169,7 @@ mod tests {
     }
 
     fn done(seconds: f64, check: &str) -> Outcome {
-        Outcome::Done { seconds, iterations: 10, check: check.to_owned() }
+        Outcome::Done { seconds, cpu: 0.0, iterations: 10, check: check.to_owned() }
     }
 
     #[test]

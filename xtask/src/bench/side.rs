@@ -102,6 +102,11 @@ impl Session {
         })
     }
 
+    /// The process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Waits for the first line of userspace; the time since the process started.
     ///
     /// # Errors

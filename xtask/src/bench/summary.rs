@@ -88,7 +88,7 @@ mod tests {
         let mut r = Results::new(vec![Side::Native, ringer.clone(), Side::Qemu], vec![1, 2]);
         let mut add = |side: &Side, cpus, program: &str, seconds| {
             let key = Key { side: side.clone(), cpus, program: program.to_owned() };
-            r.add(key, Outcome::Done { seconds, iterations: 1, check: String::new() });
+            r.add(key, Outcome::Done { seconds, cpu: 0.0, iterations: 1, check: String::new() });
         };
         for p in all.split(' ') {
             add(&Side::Native, 1, p, 1.0);
