@@ -296,13 +296,15 @@ static void put(const char *path, const char *text)
 // has it so.
 static void enter(const char *dir)
 {
-	char map[64];
+	char users[64], groups[64];
 	int root = geteuid() == 0;
-	snprintf(map, sizeof map, "0 %d 1", (int)geteuid());
+	snprintf(users, sizeof users, "0 %d 1", (int)geteuid());
+	snprintf(groups, sizeof groups, "0 %d 1", (int)getegid());
 	if (!unshare(CLONE_NEWNS | (root ? 0 : CLONE_NEWUSER))) {
 		if (!root) {
 			put("/proc/self/setgroups", "deny");
-			put("/proc/self/uid_map", map);
+			put("/proc/self/uid_map", users);
+			put("/proc/self/gid_map", groups);
 		}
 		mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL);
 		char tmp[4096];
