@@ -1,6 +1,6 @@
 //! The interpreter's run loop: events, then a block, again and again.
 
-use crate::block::Block;
+use crate::block::{Block, MAX_OPS};
 use crate::cache::Cache;
 use crate::cpu::{Cpu, Mode, R};
 use crate::decode::{self, How};
@@ -11,7 +11,7 @@ use ringer_arch::cpu::Vendor;
 use ringer_arch::regs::{dr, rflags};
 use ringer_arch::seg::sreg;
 use ringer_arch::{MpState, VcpuState};
-use ringer_engine::{EngineError, Exit, Stats, StopToken, Vcpu};
+use ringer_engine::{EngineError, Exit, Stats, Step, StopToken, Until, Vcpu};
 use ringer_memory::PAGE_SIZE;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -34,6 +34,8 @@ pub struct Interpreter {
     unhalt: bool,
     /// Something beyond the stop word must be looked at before the next block.
     pub(crate) attention: bool,
+    /// Instructions that were left for a fault.
+    faults: u64,
 }
 
 /// Where the next instruction is.
@@ -57,6 +59,7 @@ impl Interpreter {
             intr: false,
             unhalt: false,
             attention: true,
+            faults: 0,
         }
     }
 
@@ -139,13 +142,17 @@ impl Interpreter {
         self.update_attention();
     }
 
-    fn sleep(&mut self) {
-        let wake = self.cpu.mp_state == MpState::Halted
+    /// Whether something ends the processor's HLT.
+    fn wakes(&self) -> bool {
+        self.cpu.mp_state == MpState::Halted
             && (self.unhalt
                 || self.intr && self.cpu.sysflags & rflags::IF != 0
                 || self.cpu.nmi_pending && !self.cpu.nmi_blocked
-                || self.cpu.debug_trap != 0);
-        if wake {
+                || self.cpu.debug_trap != 0)
+    }
+
+    fn sleep(&mut self) {
+        if self.wakes() {
             self.unhalt = false;
             self.cpu.mp_state = MpState::Running;
             self.update_attention();
@@ -267,6 +274,59 @@ impl Interpreter {
         }
     }
 
+    /// As [`block`](Self::block), but of a block with more than `left` instructions only the first.
+    fn block_within(&mut self, left: u64) -> Result<(), Exit> {
+        let (lin, ctx) = (self.code_lin(), self.context(false));
+        let known = self.cache.jump(lin, ctx);
+        if left >= MAX_OPS as u64 || known.is_some_and(|n| self.fits(n, left)) {
+            return self.block(false);
+        }
+        match self.find(lin, ctx, false) {
+            Ok(Found::Cached(n)) if !self.fits(n, left) => self.block(true),
+            Ok(_) => self.block(false),
+            Err(_) => self.finish(),
+        }
+    }
+
+    fn fits(&self, block: u32, left: u64) -> bool {
+        u64::from(self.cache.block(block).ops.insns()) <= left
+    }
+
+    /// Instructions begun since creation, as [`Step::begun`] counts them.
+    fn begun(&self) -> u64 {
+        self.cpu.stats.instructions + self.faults
+    }
+
+    /// The loop of [`Vcpu::step`].
+    fn steps(&mut self, until: Until) -> Option<Exit> {
+        let first = self.begun();
+        let (Until::Block(wanted) | Until::Instruction(wanted)) = until;
+        loop {
+            let left = wanted.saturating_sub(self.begun() - first);
+            if left == 0 {
+                return None;
+            }
+            let done = if self.cpu.stop.load() != 0 || self.attention {
+                if let Some(exit) = self.requests() {
+                    return Some(exit);
+                }
+                if self.cpu.mp_state != MpState::Running && !self.wakes() {
+                    return None;
+                }
+                self.between().map_or(Ok(()), Err)
+            } else if self.cpu.leave {
+                self.finish()
+            } else if matches!(until, Until::Block(_)) {
+                self.block(false)
+            } else {
+                self.block_within(left)
+            };
+            if let Err(exit) = done {
+                return Some(exit);
+            }
+        }
+    }
+
     #[inline(always)]
     fn execute_cached(&mut self, n: u32) -> Result<(), Exit> {
         run_block(&mut self.cpu, self.cache.block(n));
@@ -279,6 +339,7 @@ impl Interpreter {
         self.cpu.leave = false;
         if self.cpu.exc.is_some() {
             self.cpu.stats.exceptions += 1;
+            self.faults += 1;
             interrupt::raise_pending(&mut self.cpu);
         }
         if self.cpu.cpl == 3 && self.cpu.stats.first_user_ns == 0 {
@@ -525,6 +586,16 @@ impl Vcpu for Interpreter {
         self.cache.clear();
         self.update_attention();
         Ok(())
+    }
+
+    fn step(&mut self, until: Until) -> Option<Step> {
+        self.shared.acknowledge(self.index());
+        let first = self.begun();
+        let exit = self.steps(until);
+        let mut gpr = [0; 16];
+        gpr.copy_from_slice(&self.cpu.regs[..16]);
+        let (rip, rflags) = (self.cpu.rip, self.cpu.rflags());
+        Some(Step { begun: self.begun() - first, gpr, rip, rflags, exit })
     }
 
     fn stats(&self) -> Stats {

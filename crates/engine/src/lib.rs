@@ -14,5 +14,5 @@ pub use clock::VmClock;
 pub use cpu_io::{CpuIo, Pending};
 pub use irq::IrqChip;
 pub use stop::StopToken;
-pub use vcpu::{Exit, Stats, Vcpu};
+pub use vcpu::{Exit, Stats, Step, Until, Vcpu};
 pub use vm::{Engine, EngineError, Probe, Vm, VmParams};

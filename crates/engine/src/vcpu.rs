@@ -39,6 +39,32 @@ pub struct Stats {
     pub first_user_ns: u64,
 }
 
+/// Where [`Vcpu::step`] stops.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Until {
+    /// At the first place where [`Vcpu::run`] would look at its stop word, by which at least so many instructions (1 or more)
+    /// have begun. Where that is, is the engine's business.
+    Block(u64),
+    /// When exactly so many instructions (1 or more) have begun.
+    Instruction(u64),
+}
+
+/// What a step did, and where it left the processor.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Step {
+    /// Instructions begun: each that completed, and each that was left for a fault, which has been delivered. A REP
+    /// instruction counts once each time it is begun or gone on with. Interrupts, and traps like single stepping's, do not count.
+    pub begun: u64,
+    /// General registers in encoding order.
+    pub gpr: [u64; 16],
+    /// Instruction pointer.
+    pub rip: u64,
+    /// Flags.
+    pub rflags: u64,
+    /// The processor stopped for good.
+    pub exit: Option<Exit>,
+}
+
 /// One processor. Lives on one thread while it runs, may move between runs.
 pub trait Vcpu: Send {
     /// Runs guest code until something stops the processor. Polls its [`StopToken`](crate::StopToken) between blocks,
@@ -51,6 +77,20 @@ pub trait Vcpu: Send {
     /// # Errors
     /// [`EngineError::BadState`] for a state that no processor can be in; the old one stays.
     fn set_state(&mut self, state: &VcpuState) -> Result<(), EngineError>;
+    /// Runs a little, for a lock-step run beside another engine: serves the stop word and delivers what is due, as [`run`](Vcpu::run)
+    /// does between two blocks, then runs on `until`. What becomes due meanwhile is delivered at the instruction
+    /// boundary where it does, but for what comes after the last instruction: that waits for the next step. So
+    /// two engines that are given the same input agree about every boundary.
+    ///
+    /// Never sleeps: a processor that is halted and has nothing to wake it returns at once, with no instruction
+    /// begun. Fast paths to RAM stay as they are: for a whole dirty log, call [`run`](Vcpu::run) with
+    /// [`StopToken::STOP`](crate::StopToken::STOP) raised. Only on machines of one processor.
+    ///
+    /// `None`: this engine cannot.
+    fn step(&mut self, until: Until) -> Option<Step> {
+        let _ = until;
+        None
+    }
     /// Counters since creation.
     fn stats(&self) -> Stats;
 }
