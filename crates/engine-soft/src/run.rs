@@ -582,8 +582,8 @@ impl Vcpu for Interpreter {
     }
 
     fn set_state(&mut self, s: &VcpuState) -> Result<(), EngineError> {
+        // What is decoded stays: it is looked up by what memory holds, and the jump table by a generation that has passed.
         state::load(&mut self.cpu, s)?;
-        self.cache.clear();
         self.update_attention();
         Ok(())
     }

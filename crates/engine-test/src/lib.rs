@@ -1,0 +1,19 @@
+//! Engines held to one another: random programs, and single instructions with their expected state.
+//!
+//! [`gen`](crate::gen) makes programs for a small machine ([`layout`], [`machine`], [`handlers`], [`io`]); [`side`] runs one on an engine; [`compare`]
+//! compares where two engines left it; [`minimise`] makes what differs small, and [`report`] tells it.
+
+pub mod compare;
+pub mod engines;
+pub mod r#gen;
+pub mod handlers;
+pub mod helper;
+pub mod io;
+pub mod layout;
+pub mod machine;
+pub mod minimise;
+pub mod pair;
+pub mod program;
+pub mod report;
+pub mod run;
+pub mod side;
