@@ -131,7 +131,7 @@ impl Side {
             *a |= b;
         }
         let mut state = self.vcpu.state();
-        state.tsc = 0;
+        crate::compare::normalise(&mut state);
         ended |= by_port || exit == Exit::TripleFault;
         let instructions = self.vcpu.stats().instructions - before;
         Ok(Outcome { exit, state, log, dirty, ended, instructions })
