@@ -79,6 +79,10 @@ pub fn classify(cpu: &Cpu, natives: &mut Natives, i: &Instruction, k: u32) -> Cl
     if n.nothing {
         return Class::Nothing;
     }
+    // As themselves they would clear all sixteen.
+    if k & key::BITS64 == 0 && matches!(i.mnemonic(), M::Vzeroupper | M::Vzeroall) {
+        return fallback;
+    }
     let open = match n.unit {
         Unit::Integer => true,
         Unit::Sse => k & key::SSE != 0,
