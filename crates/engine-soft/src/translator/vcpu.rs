@@ -525,6 +525,10 @@ impl Translator {
                         return Ok(Next::Dispatch);
                     }
                 }
+                // The rest of the block may be elsewhere by now (INVLPG of the page that it is in).
+                if self.gen_key() != self.ctx.get().gen_key {
+                    return Ok(Next::Dispatch);
+                }
                 let cpu = &self.interp.cpu;
                 if o.next == 0
                     || cpu.rip != following
