@@ -1008,6 +1008,16 @@ impl Emit<'_> {
             }
         }
         if call {
+            if self.wide() {
+                // A target that is not canonical faults before anything is pushed. With 57 bits of address this sends too many
+                // to the interpreter, which does no harm.
+                self.a.mov(R10, R11);
+                self.a.shr(R10, 47);
+                self.a.lea(R10, at(R10, 1));
+                self.a.and_imm32(R10, 0x1_fffe);
+                let from = self.a.jcc(cc::NE);
+                self.cold.push(Cold::Interp { from, op });
+            }
             self.a.store(ctx(off::TMP + 16), R11);
             self.sp_to_r10(-size);
             self.check(op, i, size as u64, true);
