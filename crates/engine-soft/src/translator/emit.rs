@@ -628,12 +628,13 @@ impl Emit<'_> {
                 }
                 self.add_segment(i)?;
                 let write = !matches!(p.access[m as usize], OpAccess::Read | OpAccess::CondRead);
-                self.check(op, i, size, write);
                 if p.aligned {
+                    // First: what is not aligned must not make the page dirty.
                     self.a.test_low_byte(R10, (size - 1) as u8);
                     let from = self.a.jcc(cc::NE);
                     self.cold.push(Cold::Interp { from, op });
                 }
+                self.check(op, i, size, write);
                 out.set_memory_base(Register::R10);
                 out.set_memory_index(Register::None);
                 out.set_memory_index_scale(1);

@@ -449,6 +449,13 @@ impl Translator {
             // The block goes on to its end, and is made anew when it is next entered.
             self.store.drop_block(o.block);
         }
+        if site.write != 0 && self.ctx.get().x87 != 0 {
+            // A store that will find an x87 exception pending must not make the page dirty.
+            self.unload_x87();
+            if self.interp.cpu.xsave.0[2] & 0x80 != 0 {
+                return self.execute(op);
+            }
+        }
         let size = u64::from(4096 - site.limit);
         let acc = if site.writes() { Acc::Write } else { Acc::Read };
         let cpu = &mut self.interp.cpu;
