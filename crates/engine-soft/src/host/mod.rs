@@ -203,8 +203,8 @@ pub struct LastX87<'a> {
     pub bytes: &'a [u8],
     /// Its address.
     pub ip: u64,
-    /// Offset of its memory operand, if it has one.
-    pub operand: u64,
+    /// Offset of the last memory operand, its own or an earlier instruction's, if there was one.
+    pub operand: Option<u64>,
 }
 
 /// Puts the host's x87 state, as FXSAVE gives it, into `cpu`'s; the pointers are those of `last`, if one ran since it was loaded.

@@ -190,19 +190,21 @@ pub fn set_pointers(cpu: &mut Cpu, i: &Instruction, what: Pointers, own: u16, be
 }
 
 /// Sets the pointers to those of `i`, which has run as itself at `fip` with the opcode `own` and, if it has a memory operand, `fdp`.
-pub fn set_last(cpu: &mut Cpu, i: &Instruction, own: u16, fip: u64, fdp: u64) {
+pub fn set_last(cpu: &mut Cpu, i: &Instruction, own: u16, fip: u64, fdp: Option<u64>) {
     let before = save(cpu);
     let es = fsw(cpu) & ES != 0;
     let visible = !cpu.has(Feature::ZERO_FCS_FDS);
     let fop = if cpu.model.vendor() == Vendor::Amd || es { own } else { before.fop };
     cpu.host.selectors.cs = if visible { cpu.seg[sreg::CS].selector } else { 0 };
     let memory = (0..i.op_count()).any(|o| i.op_kind(o) == OpKind::Memory);
-    let operand = memory && (es || !cpu.has(Feature::FDP_EXCPTN_ONLY));
-    if operand {
-        let ds = cpu.seg[sreg_index(i.memory_segment())].selector;
+    let operand = fdp.filter(|_| !cpu.has(Feature::FDP_EXCPTN_ONLY) || memory && es);
+    if operand.is_some() {
+        // An earlier instruction's segment is not known any more: nearly always it is DS.
+        let n = if memory { sreg_index(i.memory_segment()) } else { sreg::DS };
+        let ds = cpu.seg[n].selector;
         cpu.host.selectors.ds = if visible { ds } else { 0 };
     }
-    put(cpu, fop, fip, if operand { fdp } else { before.fdp });
+    put(cpu, fop, fip, operand.unwrap_or(before.fdp));
 }
 
 /// Whether addresses in environments are segment × 16 + offset.

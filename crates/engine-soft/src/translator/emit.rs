@@ -656,15 +656,16 @@ impl Emit<'_> {
             for (g, s, _) in regs.iter() {
                 self.a.load(s, ctx(spilled(g)?));
             }
-            if p.pointers {
-                self.note_x87(op?, p.memory.is_some());
-            }
             if let Some(op) = op
                 && traps
             {
                 self.store.ops[op as usize].start = self.code + self.a.pos() as u32;
             }
             self.encode(out)?;
+            if p.pointers {
+                // Not before it: it may find an exception pending, and has not run then.
+                self.note_x87(op?, p.memory.is_some());
+            }
             for (g, s, written) in regs.iter() {
                 if written {
                     self.a.store(ctx(spilled(g)?), s);
@@ -707,7 +708,7 @@ impl Emit<'_> {
         ok.then_some(())
     }
 
-    /// Notes the x87 instruction that is about to run.
+    /// Notes the x87 instruction that has run.
     fn note_x87(&mut self, op: u32, memory: bool) {
         if !self.x87_page_noted {
             self.x87_page_noted = true;

@@ -77,6 +77,9 @@ impl Drop for Translator {
     }
 }
 
+/// No x87 instruction with a memory operand has run since the state was loaded: an address that is not canonical.
+const NO_OPERAND: u64 = 1 << 62;
+
 /// How it goes on after translated code was left.
 enum Next {
     /// At a place in translated code.
@@ -487,8 +490,17 @@ impl Translator {
             let b = &self.store.blocks[block as usize];
             (b.vec, b.x87)
         };
-        if x87 && self.ctx.get().x87 == 0 {
-            self.load_x87();
+        if x87 {
+            // The code that notes the page may not be run.
+            let last = self.ctx.get().x87_op;
+            if last != 0 && self.store.ops[last as usize - 1].block != block {
+                self.unload_x87();
+            }
+            if self.ctx.get().x87 == 0 {
+                self.load_x87();
+            }
+            let c = self.ctx.get_mut();
+            c.x87_page = c.vpage;
         }
         if vec {
             self.ctx.get_mut().want_vec = 1;
@@ -564,6 +576,7 @@ impl Translator {
         let c = self.ctx.get_mut();
         c.x87 = 1;
         c.x87_op = 0;
+        c.x87_operand = NO_OPERAND;
     }
 
     /// Takes the x87 state back from the host's registers.
@@ -580,6 +593,7 @@ impl Translator {
         let bits = if cpu.is64() { 64 } else { 32 };
         let insn = Decoder::with_ip(bits, bytes, 0, DecoderOptions::NONE).decode();
         let ip = page + u64::from(self.store.ops[op as usize].offset);
+        let operand = (operand != NO_OPERAND).then_some(operand);
         let last = host::LastX87 { insn: &insn, bytes, ip, operand };
         host::store_x87(cpu, &image, Some(last));
     }
