@@ -49,8 +49,9 @@ impl Gen<'_> {
             92..94 => data(r.pick(&[3, 4, 10, 12])) - back,
             94..96 => data(r.pick(&[0, 4, 5, 10, 12])) + r.below(room),
             96 => data(r.pick(&[15, 5, 14])) + r.below(room),
-            97 if self.bits == 64 => (1 << 47) - r.below(size + 2),
-            98 if self.bits == 64 => 0xffff_8000_0000_0000 - r.below(size + 2),
+            // Not across the edge: which part is looked at first is open.
+            97 if self.bits == 64 => (1 << 47) - if r.chance(50) { 0 } else { size + r.below(2) },
+            98 if self.bits == 64 => 0xffff_8000_0000_0000 - if r.chance(50) { 0 } else { size + r.below(2) },
             _ => l::STACK + 3 * l::PAGE - back,
         }
     }
