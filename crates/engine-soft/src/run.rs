@@ -38,6 +38,14 @@ pub struct Interpreter {
     faults: u64,
 }
 
+/// What came of [`Interpreter::between_awake`].
+pub(crate) enum Awake {
+    /// The processor is halted, and nothing wakes it.
+    Asleep,
+    /// What was due is done.
+    Done(Result<(), Exit>),
+}
+
 /// Where the next instruction is.
 enum Found {
     Cached(u32),
@@ -293,8 +301,26 @@ impl Interpreter {
     }
 
     /// Instructions begun since creation, as [`Step::begun`] counts them.
-    fn begun(&self) -> u64 {
+    pub(crate) fn begun(&self) -> u64 {
         self.cpu.stats.instructions + self.faults
+    }
+
+    /// As [`between`](Self::between), but that it never sleeps.
+    pub(crate) fn between_awake(&mut self) -> Awake {
+        if let Some(exit) = self.requests() {
+            return Awake::Done(Err(exit));
+        }
+        if self.cpu.mp_state != MpState::Running && !self.wakes() {
+            return Awake::Asleep;
+        }
+        Awake::Done(self.between().map_or(Ok(()), Err))
+    }
+
+    /// The outcome of a step that ends here.
+    pub(crate) fn stepped(&self, begun: u64, exit: Option<Exit>) -> Step {
+        let mut gpr = [0; 16];
+        gpr.copy_from_slice(&self.cpu.regs[..16]);
+        Step { begun, gpr, rip: self.cpu.rip, rflags: self.cpu.rflags(), exit }
     }
 
     /// The loop of [`Vcpu::step`].
@@ -307,13 +333,10 @@ impl Interpreter {
                 return None;
             }
             let done = if self.cpu.stop.load() != 0 || self.attention {
-                if let Some(exit) = self.requests() {
-                    return Some(exit);
+                match self.between_awake() {
+                    Awake::Asleep => return None,
+                    Awake::Done(done) => done,
                 }
-                if self.cpu.mp_state != MpState::Running && !self.wakes() {
-                    return None;
-                }
-                self.between().map_or(Ok(()), Err)
             } else if self.cpu.leave {
                 self.finish()
             } else if matches!(until, Until::Block(_)) {
@@ -592,10 +615,7 @@ impl Vcpu for Interpreter {
         self.shared.acknowledge(self.index());
         let first = self.begun();
         let exit = self.steps(until);
-        let mut gpr = [0; 16];
-        gpr.copy_from_slice(&self.cpu.regs[..16]);
-        let (rip, rflags) = (self.cpu.rip, self.cpu.rflags());
-        Some(Step { begun: self.begun() - first, gpr, rip, rflags, exit })
+        Some(self.stepped(self.begun() - first, exit))
     }
 
     fn stats(&self) -> Stats {

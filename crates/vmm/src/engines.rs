@@ -3,6 +3,7 @@
 use crate::VmmError;
 use ringer_arch::cpu::{CpuModel, FeatureSet};
 use ringer_engine::{Engine, Probe};
+use ringer_lockstep::LockStepEngine;
 
 /// An engine and why it was taken.
 pub struct Choice {
@@ -23,7 +24,21 @@ pub fn engines() -> Vec<Box<dyn Engine>> {
 /// # Errors
 /// [`VmmError::UnknownEngine`], [`VmmError::NoEngine`].
 pub fn choose(name: &str) -> Result<Choice, VmmError> {
+    if let Some(engine) = lock_step(name) {
+        return Ok(Choice { engine: Box::new(engine), why: "it was asked for".to_owned() });
+    }
     choose_from(engines(), name)
+}
+
+/// For those who work on Ringer: two engines side by side, compared after each block. `lockstep` is the translator checked by the
+/// interpreter, `lockstep-interpreter` the interpreter by itself.
+fn lock_step(name: &str) -> Option<LockStepEngine> {
+    let first: Box<dyn Engine> = match name {
+        "lockstep" => Box::new(ringer_engine_soft::TranslatorEngine),
+        "lockstep-interpreter" => Box::new(ringer_engine_soft::InterpreterEngine),
+        _ => return None,
+    };
+    Some(LockStepEngine::new(first, Box::new(ringer_engine_soft::InterpreterEngine)))
 }
 
 fn choose_from(engines: Vec<Box<dyn Engine>>, name: &str) -> Result<Choice, VmmError> {

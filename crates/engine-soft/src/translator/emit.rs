@@ -318,6 +318,7 @@ impl Emit<'_> {
             block: self.block,
             offset: (i.ip() & 0xfff) as u16,
             len: i.len() as u8,
+            before: self.executed as u8,
             undo: 0,
             start: self.code + self.a.pos() as u32,
             next: 0,

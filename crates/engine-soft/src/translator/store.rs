@@ -67,6 +67,8 @@ pub struct Op {
     pub offset: u16,
     /// Its length.
     pub len: u8,
+    /// Instructions of its block before it.
+    pub before: u8,
     /// What RSP was moved by before an indirect jump.
     pub undo: i8,
     /// Where its code starts, which is where a fault of the host's lies behind.

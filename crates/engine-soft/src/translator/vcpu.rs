@@ -10,14 +10,15 @@ use crate::cpu::slot;
 use crate::exec::generic;
 use crate::host;
 use crate::mmu::Acc;
-use crate::run::Interpreter;
+use crate::run::{Awake, Interpreter};
 use crate::sites::Sites;
 use iced_x86::{Decoder, DecoderOptions, Instruction};
 use ringer_arch::VcpuState;
 use ringer_arch::cpu::Vendor;
-use ringer_engine::{EngineError, Exit, Stats, Vcpu};
+use ringer_engine::{EngineError, Exit, Stats, Step, Until, Vcpu};
 use ringer_memory::PAGE_SIZE;
 use std::io;
+use std::sync::atomic::AtomicU32;
 
 /// One processor under the translator.
 pub struct Translator {
@@ -33,6 +34,8 @@ pub struct Translator {
     dropped: Vec<u64>,
     /// Guest instructions are counted.
     count: bool,
+    /// What is to be added to the counts of blocks that were left early or of which a part was interpreted.
+    adjust: i64,
     exits: Option<Box<Exits>>,
 }
 
@@ -76,6 +79,9 @@ impl Drop for Translator {
         }
     }
 }
+
+/// A stop word that is always raised.
+static ALWAYS: AtomicU32 = AtomicU32::new(1);
 
 /// No x87 instruction with a memory operand has run since the state was loaded: an address that is not canonical.
 const NO_OPERAND: u64 = 1 << 62;
@@ -124,6 +130,7 @@ impl Translator {
             insns: Vec::new(),
             dropped: Vec::new(),
             count: std::env::var_os("RINGER_COUNT").is_some(),
+            adjust: 0,
             exits: std::env::var_os("RINGER_EXITS").map(|_| Box::default()),
         })
     }
@@ -189,6 +196,7 @@ impl Translator {
                 }
                 Err(_) => {
                     self.pending = None;
+                    self.unload_x87();
                     return self.interp.finish();
                 }
             }
@@ -379,6 +387,7 @@ impl Translator {
                     let o = self.store.ops[op as usize];
                     let r = &mut self.interp.cpu.regs[4];
                     *r = r.wrapping_add(o.undo as u64);
+                    self.adjust -= i64::from(o.before) + 1;
                     return self.execute(op);
                 }
                 self.interp.cpu.rip = arg & self.ip_mask();
@@ -522,7 +531,8 @@ impl Translator {
             let host = host::prepare(&insn);
             Decoded { insn, is_host: host.is_some(), host: host.unwrap_or_default() }
         };
-        if self.ctx.get().x87 != 0 && self.store.decoded(op, make).is_host {
+        // The last of a block may change CS, whose selector is among the x87 pointers.
+        if self.ctx.get().x87 != 0 && (o.next == 0 || self.store.decoded(op, make).is_host) {
             self.unload_x87();
         }
         let d = self.store.decoded(op, make);
@@ -538,31 +548,69 @@ impl Translator {
             Ok(()) => {
                 cpu.stats.instructions += 1;
                 cpu.rip = cpu.next_rip;
-                if cpu.leave {
-                    self.interp.finish()?;
-                    if self.interp.attention {
-                        return Ok(Next::Dispatch);
-                    }
-                }
-                // The rest of the block may be elsewhere by now (INVLPG of the page that it is in).
-                if self.gen_key() != self.ctx.get().gen_key {
-                    return Ok(Next::Dispatch);
-                }
-                let cpu = &self.interp.cpu;
-                if o.next == 0
-                    || cpu.rip != following
-                    || cpu.stop.load() != 0
-                    || key::of(cpu) != Some(self.key)
-                {
+                let go_on = self.after_op(o.next, following)?;
+                // A block that is gone on with counts all of its instructions at its end; one that is left, none.
+                self.adjust += if go_on { -1 } else { i64::from(o.before) };
+                if !go_on {
                     return Ok(Next::Dispatch);
                 }
                 let to = self.store.area.exec() + u64::from(o.next);
                 Ok(self.resume(op, to))
             }
             Err(_) => {
-                cpu.leave = true;
+                self.adjust += i64::from(o.before);
+                self.unload_x87();
+                self.interp.cpu.leave = true;
                 self.interp.finish()?;
                 Ok(Next::Dispatch)
+            }
+        }
+    }
+
+    /// Whether the block can be gone on with after the interpreter has executed an instruction of it, behind which its code is at
+    /// `next`.
+    fn after_op(&mut self, next: u32, following: u64) -> Result<bool, Exit> {
+        if self.interp.cpu.leave {
+            self.interp.finish()?;
+            if self.interp.attention {
+                return Ok(false);
+            }
+        }
+        // The rest of the block may be elsewhere by now (INVLPG of the page that it is in).
+        if self.gen_key() != self.ctx.get().gen_key {
+            return Ok(false);
+        }
+        let cpu = &self.interp.cpu;
+        Ok(next != 0 && cpu.rip == following && cpu.stop.load() == 0 && key::of(cpu) == Some(self.key))
+    }
+
+    /// Instructions begun since creation.
+    fn begun(&self) -> u64 {
+        self.interp.begun().wrapping_add(self.ctx.get().instret).wrapping_add(self.adjust as u64)
+    }
+
+    /// [`Vcpu::step`] of whole blocks.
+    fn steps(&mut self, least: u64) -> Option<Exit> {
+        let first = self.begun();
+        loop {
+            if self.begun().wrapping_sub(first) >= least {
+                return None;
+            }
+            let done = if self.interp.cpu.stop.load() != 0 || self.interp.attention {
+                self.pending = None;
+                self.unload_x87();
+                self.drop_stale();
+                match self.interp.between_awake() {
+                    Awake::Asleep => return None,
+                    Awake::Done(done) => done,
+                }
+            } else if self.interp.cpu.leave {
+                self.interp.finish()
+            } else {
+                self.dispatch()
+            };
+            if let Err(exit) = done {
+                return Some(exit);
             }
         }
     }
@@ -632,6 +680,28 @@ impl Vcpu for Translator {
         self.interp.set_state(s)?;
         self.clear();
         Ok(())
+    }
+
+    fn step(&mut self, until: Until) -> Option<Step> {
+        let Until::Block(least) = until else {
+            self.pending = None;
+            self.unload_x87();
+            return self.interp.step(until);
+        };
+        if !self.count {
+            self.count = true;
+            self.unload_x87();
+            self.clear();
+        }
+        self.interp.shared.acknowledge(self.interp.index());
+        // Every place that looks at the stop word leaves.
+        let stop = std::mem::replace(&mut self.ctx.get_mut().stop, std::ptr::from_ref(&ALWAYS) as u64);
+        let first = self.begun();
+        let exit = self.steps(least);
+        self.ctx.get_mut().stop = stop;
+        self.unload_x87();
+        let step = self.interp.stepped(self.begun() - first, exit);
+        Some(step)
     }
 
     fn stats(&self) -> Stats {
