@@ -651,6 +651,10 @@ impl Cpu {
         self.stats.tlb_slow += 1;
         let acc = if write { Acc::Write } else { Acc::Read };
         let room = (PAGE_SIZE - lin % PAGE_SIZE) as usize;
+        if len > room && !self.canonical(lin.wrapping_add(len as u64 - 1)) {
+            // Before the first part is looked up, as where operands are checked by their segment.
+            return Err(self.gp(0));
+        }
         let g1 = self.translate(lin, acc)?;
         if len <= room {
             self.watch(lin, len as u64, write);

@@ -49,10 +49,10 @@ impl Gen<'_> {
     /// A counter for a loop: in a register, which is locked then, or in memory.
     fn repeat(&mut self, depth: u32) {
         let most = [40, 8, 4][depth.min(2) as usize];
-        let most = if self.p.asynchronous && depth == 0 { 2000 } else { most };
+        let most = if self.p.asynchronous && depth == 0 { 400 } else { most };
         let n = 2 + self.r.below(most);
         let memory = self.r.chance(25);
-        let reg = self.free_reg().filter(|r| self.pointers >> r & 1 == 0);
+        let reg = (0..16u8).find(|n| (self.loops & !self.locked) >> n & 1 != 0);
         let (Some(c), false) = (reg, memory) else { return self.repeat_by_memory(n, depth) };
         self.set(c, n);
         self.known[usize::from(c)] = None;
@@ -123,7 +123,7 @@ impl Gen<'_> {
     }
 
     /// A place for a counter in memory.
-    fn counter(&mut self) -> u64 {
+    pub(super) fn counter(&mut self) -> u64 {
         let at = self.counters;
         self.counters =
             l::SCRATCH + l::SCRATCH_COUNTERS + (at + 8 - l::SCRATCH - l::SCRATCH_COUNTERS) % 0x180;
@@ -186,8 +186,10 @@ impl Gen<'_> {
     /// PUSHF, and the flags into a register.
     fn push_flags(&mut self) {
         self.emit(&[0x9c]);
-        let reg = self.free_reg().unwrap_or(0);
-        self.pop(reg);
+        match self.free_reg() {
+            Some(reg) => self.pop(reg),
+            None => self.rr_imm8(0, 4, (self.bits / 8) as u8, self.bits == 64),
+        }
     }
 
     fn chain(&mut self) {
@@ -314,9 +316,11 @@ impl Gen<'_> {
         match self.r.below(10) {
             0 => {
                 // A return that no call predicts.
-                let reg = self.free_reg().unwrap_or(0);
-                self.pop(reg);
-                self.rr(&[0xff], 4, reg, false);
+                if let Some(reg) = self.free_reg() {
+                    self.pop(reg);
+                    self.rr(&[0xff], 4, reg, false);
+                }
+                self.emit(&[0xc3]);
             }
             1 => {
                 // REP RET, as compilers once made it.

@@ -53,6 +53,8 @@ pub(crate) struct Gen<'a> {
     known: [Option<u64>; 16],
     /// General registers that must not be written: loop counters.
     locked: u32,
+    /// General registers that may count loops; functions leave them alone.
+    loops: u32,
     /// General registers that mostly hold pointers.
     pointers: u32,
     /// Places accessed lately.
@@ -89,6 +91,7 @@ impl<'a> Gen<'a> {
             start: 0,
             known: [None; 16],
             locked: 1 << 4,
+            loops: 0,
             pointers: 0,
             recent: [l::DATA + l::PAGE; 4],
             mix: [100, 0, 0, 0, 0, 0],
@@ -137,6 +140,7 @@ impl<'a> Gen<'a> {
         let entry = self.lin(self.cursor);
         self.left = self.r.pick(&[2, 5, 10]);
         let locked = self.locked;
+        self.locked |= self.loops;
         self.function_body();
         self.locked = locked;
         self.functions.push(entry);

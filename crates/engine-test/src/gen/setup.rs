@@ -36,7 +36,7 @@ impl Gen<'_> {
             [45, 5, 0, 10, 0, 40],
             [55, 15, 25, 5, 0, 0],
         ]);
-        self.p.asynchronous = self.r.below(1000) < 10;
+        self.p.asynchronous = self.r.below(1000) < 6;
         if self.kernel && self.r.below(1000) < 4 {
             self.p.ending = Ending::Halt;
         }
@@ -143,6 +143,14 @@ impl Gen<'_> {
                 let v = self.r.below(64);
                 self.p.state.gpr[n] = v;
                 self.known[n] = Some(v);
+            }
+        }
+        let mut loops = 0;
+        for n in [3u8, 5, 6, 7, 13, 14, 15] {
+            let usable = usize::from(n) < regs && self.pointers >> n & 1 == 0;
+            if usable && loops < 3 && self.r.chance(60) {
+                self.loops |= 1 << n;
+                loops += 1;
             }
         }
         self.p.state.gpr[4] = l::STACK_TOP - self.r.pick(&[0, 0, 8, 4, 0x800]);

@@ -14,6 +14,8 @@ impl Gen<'_> {
             let reg = self.slot_register();
             let v = self.value() as u32;
             let op = self.r.pick(&[0xb8u8, 0xb8, 0x05, 0x35, 0x81, 0x90]);
+            // The forms of EAX would clobber it.
+            let op = if self.locked & 1 != 0 && matches!(op, 0x05 | 0x35) { 0x81 } else { op };
             let bytes = |imm: u32, alt: bool| -> Vec<u8> {
                 let i = imm.to_le_bytes();
                 match op {
@@ -35,16 +37,10 @@ impl Gen<'_> {
         (at, other)
     }
 
-    /// One of the low registers that is free; else RAX, whatever it is.
+    /// One of the low registers that is not locked.
     fn slot_register(&mut self) -> u8 {
-        for _ in 0..4 {
-            if let Some(reg) = self.free_reg()
-                && reg < 8
-            {
-                return reg;
-            }
-        }
-        0
+        let start = self.r.below(8) as u8;
+        (0..8).map(|n| n + start & 7).find(|n| self.locked >> n & 1 == 0).unwrap_or(0)
     }
 
     /// The address at which the bytes at offset `off` of the code window are written.
@@ -133,8 +129,7 @@ impl Gen<'_> {
         if depth >= 3 {
             return self.straight();
         }
-        let at = self.counters;
-        self.counters += 8;
+        let at = self.counter();
         self.ra(&[0xc7], 0, at, false, &[3, 0, 0, 0]);
         let top = self.cursor;
         let (slot, other) = self.slot(width);
@@ -151,8 +146,7 @@ impl Gen<'_> {
 
     /// A loop that changes an immediate of its own every time.
     fn toggled_loop(&mut self) {
-        let at = self.counters;
-        self.counters += 8;
+        let at = self.counter();
         let n = 2 + self.r.below(6) as u8;
         self.ra(&[0xc7], 0, at, false, &[n, 0, 0, 0]);
         let top = self.cursor;

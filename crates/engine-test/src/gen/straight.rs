@@ -137,8 +137,11 @@ impl Gen<'_> {
             | M::Fldcw => !self.r.chance(20),
             M::Vzeroall | M::Fninit | M::Emms => !self.r.chance(30),
             // By one more than the operand's bits, or a multiple of that: what OF is then depends on more than the operands.
-            M::Rcl | M::Rcr if i.op0_kind() == OpKind::Memory && i.memory_size().size() <= 2 => {
-                i.op1_kind() == OpKind::Register || matches!(i.immediate8() & 31, 9 | 17 | 18 | 27)
+            M::Rcl | M::Rcr if i.op0_register().size() <= 2 || i.memory_size().size() <= 2 => {
+                match i.op1_kind() {
+                    OpKind::Immediate8 => matches!(i.immediate8() & 31, 9 | 17 | 18 | 27),
+                    _ => i.op0_kind() == OpKind::Memory,
+                }
             }
             // Mostly #DE.
             M::Div | M::Idiv => !self.r.chance(25),

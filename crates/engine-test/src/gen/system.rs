@@ -103,7 +103,7 @@ impl Gen<'_> {
             2 => {
                 // A load, a store and both, where nothing or not enough is mapped.
                 let t = l::DATA + self.r.pick(&[0, 4, 10, 3, 5, 11, 12]) * l::PAGE + self.r.below(0xff0);
-                let reg = self.free_reg().unwrap_or(0);
+                let Some(reg) = self.free_reg() else { return };
                 let op = self.r.pick(&[0x8b, 0x89, 0x01, 0x87]);
                 let wide = self.bits == 64 && self.r.chance(50);
                 self.ra(&[op], reg, t, wide, &[]);
@@ -397,7 +397,7 @@ impl Gen<'_> {
                 // What was absent is mapped: no INVLPG needed.
                 let n = self.r.pick(&[0u64, 4, 10]);
                 let lin = l::DATA + n * l::PAGE;
-                if self.r.chance(60) {
+                if self.r.chance(60) && self.locked & 4 == 0 {
                     self.ra(&[0x8a], 2, lin + 8, false, &[]);
                 }
                 self.set(0, l::DATA_GPA + n * l::PAGE | P | W | U | NX);
