@@ -461,7 +461,7 @@ impl Translator {
             // The block goes on to its end, and is made anew when it is next entered.
             self.store.drop_block(o.block);
         }
-        if site.write != 0 && self.ctx.get().x87 != 0 {
+        if site.writes() && self.ctx.get().x87 != 0 {
             // A store that will find an x87 exception pending must not make the page dirty.
             self.unload_x87();
             if self.interp.cpu.xsave.0[2] & 0x80 != 0 {
