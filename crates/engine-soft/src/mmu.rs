@@ -96,6 +96,17 @@ fn index_of(lin: u64) -> usize {
     (lin >> 12) as usize & (ENTRIES - 1)
 }
 
+/// How many write entries there are to the host pages of each hash: most pages that become code have none by then.
+struct Writers(Box<[u32; WRITERS]>);
+
+const WRITERS: usize = 1 << 14;
+
+impl Writers {
+    fn of(&mut self, host: u64) -> &mut u32 {
+        &mut self.0[(host >> 12) as usize & (WRITERS - 1)]
+    }
+}
+
 impl Table {
     fn new() -> Table {
         let mut entries = Box::new([Entry { read: 0, write: 0, fetch: 0, host: 0 }; ENTRIES]);
@@ -113,21 +124,31 @@ impl Table {
         }
     }
 
-    fn drop_entry(&mut self, i: usize) {
+    fn drop_write(&mut self, i: usize, w: &mut Writers) {
+        let e = &mut self.entries[i];
+        if e.write != invalid(i) {
+            e.write = invalid(i);
+            let n = w.of(e.host);
+            *n = n.saturating_sub(1);
+        }
+    }
+
+    fn drop_entry(&mut self, i: usize, w: &mut Writers) {
+        self.drop_write(i, w);
         let t = invalid(i);
         let e = &mut self.entries[i];
-        (e.read, e.write, e.fetch) = (t, t, t);
+        (e.read, e.fetch) = (t, t);
         self.careful[i] = t;
     }
 
-    fn flush(&mut self, keep_global: bool) {
+    fn flush(&mut self, keep_global: bool, w: &mut Writers) {
         let mut live = std::mem::take(&mut self.live);
         live.retain(|&i| {
             let i = i as usize;
             if keep_global && self.global[i] {
                 return true;
             }
-            self.drop_entry(i);
+            self.drop_entry(i, w);
             self.is_live[i] = false;
             false
         });
@@ -137,9 +158,9 @@ impl Table {
         self.live = live;
     }
 
-    fn flush_writes(&mut self) {
-        for &i in &self.live {
-            self.entries[i as usize].write = invalid(i as usize);
+    fn flush_writes(&mut self, w: &mut Writers) {
+        for n in 0..self.live.len() {
+            self.drop_write(self.live[n] as usize, w);
         }
     }
 }
@@ -173,6 +194,7 @@ pub struct Mmu {
     kernel_code_local: bool,
     /// Some entry for the upper half of the address space is not global.
     local_high: bool,
+    writers: Writers,
     /// What translated code's sites hold.
     pub sites: Sites,
 }
@@ -208,6 +230,7 @@ impl Mmu {
             kernel_gen: 1,
             kernel_code_local: false,
             local_high: false,
+            writers: Writers(Box::new([0; WRITERS])),
             sites: Sites::none(),
         }
     }
@@ -316,7 +339,7 @@ impl Mmu {
             }
         }
         for t in &mut self.tables[slot * MODES..(slot + 1) * MODES] {
-            t.flush(keep_global);
+            t.flush(keep_global, &mut self.writers);
         }
         self.slot_gen[slot] = self.fresh_gen();
         self.current_gen = self.slot_gen[self.slot];
@@ -357,11 +380,11 @@ impl Mmu {
         for t in &mut self.tables {
             if t.large.covers(lin) {
                 large = true;
-                t.flush(false);
+                t.flush(false, &mut self.writers);
             } else {
                 let e = &t.entries[i];
                 if e.read == page || e.write == page || e.fetch == page {
-                    t.drop_entry(i);
+                    t.drop_entry(i, &mut self.writers);
                 }
             }
         }
@@ -384,7 +407,7 @@ impl Mmu {
     /// Drops all fast write entries: pages may have become code, or clean.
     pub fn flush_writes(&mut self) {
         for t in &mut self.tables {
-            t.flush_writes();
+            t.flush_writes(&mut self.writers);
         }
         self.sites.drop_writes();
     }
@@ -392,11 +415,13 @@ impl Mmu {
     /// Drops fast write entries to the RAM page at `gpa`.
     pub fn flush_writes_to(&mut self, gpa: u64) {
         let host = self.base.wrapping_add(gpa & !0xfff);
-        for t in &mut self.tables {
-            for &i in &t.live {
-                let e = &mut t.entries[i as usize];
-                if e.host == host {
-                    e.write = invalid(i as usize);
+        if *self.writers.of(host) != 0 {
+            for t in &mut self.tables {
+                for n in 0..t.live.len() {
+                    let i = t.live[n] as usize;
+                    if t.entries[i].host == host {
+                        t.drop_write(i, &mut self.writers);
+                    }
                 }
             }
         }
@@ -417,6 +442,10 @@ impl Mmu {
         let host = self.base.wrapping_add(gpa & !0xfff);
         let no = invalid(i);
         let pick = |yes: bool| if yes { page } else { no };
+        t.drop_write(i, &mut self.writers);
+        if rights.write {
+            *self.writers.of(host) += 1;
+        }
         t.careful[i] = pick(rights.careful);
         t.entries[i] =
             Entry { read: pick(rights.read), write: pick(rights.write), fetch: pick(rights.fetch), host };
@@ -935,6 +964,9 @@ impl Cpu {
             let before = self.mmu.memory.set_page_flags(gpa, PageFlags::DIRTY | PageFlags::WCACHED);
             if !before.has(PageFlags::CODE) {
                 let t = &mut self.mmu.tables[table];
+                if t.entries[i].write == invalid(i) {
+                    *self.mmu.writers.of(t.entries[i].host) += 1;
+                }
                 t.entries[i].write = lin & !0xfff;
                 t.careful[i] = invalid(i);
             }

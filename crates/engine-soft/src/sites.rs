@@ -37,8 +37,10 @@ impl Site {
     }
 }
 
-/// The most sites in the log.
-pub const LOG_LEN: usize = 16384;
+/// The most sites in one log.
+pub const LOG_LEN: usize = 8192;
+/// There is a log for each half of the address space: the upper one's sites outlive a change of address space.
+pub const LOGS: usize = 2;
 
 /// All sites of one processor's translated code, or none.
 #[derive(Debug)]
@@ -67,12 +69,12 @@ impl Sites {
         }
     }
 
-    /// Sites from `base` on, logged in `log`, whose length is `len`. An empty site has the tag `nowhere` (a page that no
+    /// Sites from `base` on, logged in the [`LOGS`] logs at `log`, whose lengths are at `len`. An empty site has the tag `nowhere` (a page that no
     /// guest can name but by guessing) and the host page `nothing` (which holds nothing).
     ///
     /// # Safety
-    /// `base` is the start of an array of initialised sites that covers every site that is ever logged, `log` has room for
-    /// [`LOG_LEN`] entries; both, and `len`, are valid for as long as this value is used, on one thread at a time. `low` is the low
+    /// `base` is the start of an array of initialised sites that covers every site that is ever logged, each log at `log` has
+    /// room for [`LOG_LEN`] entries; both, and `len`, are valid for as long as this value is used, on one thread at a time. `low` is the low
     /// half of the address that translated code logs for the first site.
     #[must_use]
     pub unsafe fn new(
@@ -101,15 +103,21 @@ impl Sites {
 
     /// Fills site `index` with a page.
     pub fn fill(&mut self, index: u32, tag: u64, host: u64) {
-        // SAFETY: the type's contract.
+        // SAFETY: the type's contract; there are two logs.
         unsafe {
             let s = self.base.add(index as usize);
+            let half = (tag >> 63) as usize;
+            if (*s).flags & LOGGED != 0 && (*s).tag >> 63 != tag >> 63 {
+                // It changes its log.
+                self.drop_if(1 - half, |other| std::ptr::eq(other, s));
+            }
             if (*s).flags & LOGGED == 0 {
-                if *self.len as usize >= LOG_LEN {
-                    self.drop_all();
+                if *self.len.add(half) as usize >= LOG_LEN {
+                    self.drop_if(half, |_| true);
                 }
-                *self.log.add(*self.len as usize) = self.low.wrapping_add(index * size_of::<Site>() as u32);
-                *self.len += 1;
+                let n = *self.len.add(half) as usize;
+                *self.log.add(half * LOG_LEN + n) = self.low.wrapping_add(index * size_of::<Site>() as u32);
+                *self.len.add(half) += 1;
                 (*s).flags |= LOGGED;
             }
             (*s).tag = tag;
@@ -117,17 +125,18 @@ impl Sites {
         }
     }
 
-    /// Empties the sites that `gone` names.
-    fn drop_if(&mut self, mut gone: impl FnMut(&Site) -> bool) {
+    /// Empties the sites of a half that `gone` names.
+    fn drop_if(&mut self, half: usize, mut gone: impl FnMut(&Site) -> bool) {
         if self.base.is_null() {
             return;
         }
         // SAFETY: the type's contract; every logged value is that of a site.
         unsafe {
-            let n = (*self.len as usize).min(LOG_LEN);
+            let n = (*self.len.add(half) as usize).min(LOG_LEN);
+            let log = self.log.add(half * LOG_LEN);
             let mut kept = 0;
             for i in 0..n {
-                let at = *self.log.add(i);
+                let at = *log.add(i);
                 let index = at.wrapping_sub(self.low) as usize / size_of::<Site>();
                 let s = self.base.add(index);
                 if gone(&*s) {
@@ -135,44 +144,50 @@ impl Sites {
                     (*s).host = self.nothing;
                     (*s).flags &= !LOGGED;
                 } else {
-                    *self.log.add(kept) = at;
+                    *log.add(kept) = at;
                     kept += 1;
                 }
             }
-            *self.len = kept as u32;
+            *self.len.add(half) = kept as u32;
         }
     }
 
     /// Empties all.
     pub fn drop_all(&mut self) {
-        self.drop_if(|_| true);
+        self.drop_if(0, |_| true);
+        self.drop_if(1, |_| true);
     }
 
     /// Empties those of the lower half of the address space.
     pub fn drop_low(&mut self) {
-        self.drop_if(|s| s.tag >> 63 == 0);
+        self.drop_if(0, |_| true);
     }
 
     /// Empties those of the linear page `page`.
     pub fn drop_page(&mut self, page: u64) {
-        self.drop_if(|s| s.tag == page);
+        self.drop_if((page >> 63) as usize, |s| s.tag == page);
     }
 
     /// Empties those of writes.
     pub fn drop_writes(&mut self) {
-        self.drop_if(|s| s.writes());
+        self.drop_if(0, Site::writes);
+        self.drop_if(1, Site::writes);
     }
 
     /// Empties those of writes to the host page `host`.
     pub fn drop_writes_to(&mut self, host: u64) {
-        self.drop_if(|s| s.writes() && s.host == host);
+        self.drop_if(0, |s| s.writes() && s.host == host);
+        self.drop_if(1, |s| s.writes() && s.host == host);
     }
 
-    /// Forgets the log: the sites are gone.
+    /// Forgets the logs: the sites are gone.
     pub fn forget(&mut self) {
         if !self.len.is_null() {
             // SAFETY: the type's contract.
-            unsafe { *self.len = 0 };
+            unsafe {
+                *self.len = 0;
+                *self.len.add(1) = 0;
+            }
         }
     }
 }

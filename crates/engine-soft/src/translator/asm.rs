@@ -320,6 +320,14 @@ impl Asm {
     pub fn sub_reg(&mut self, r: u8, q: u8) {
         self.regs(true, &[0x2b], r, q);
     }
+    /// `xor r, q`.
+    pub fn xor_reg(&mut self, r: u8, q: u8) {
+        self.regs(true, &[0x33], r, q);
+    }
+    /// `test r, q`.
+    pub fn test_reg(&mut self, r: u8, q: u8) {
+        self.regs(true, &[0x85], r, q);
+    }
     /// `mov r32, v`.
     pub fn mov_imm32(&mut self, r: u8, v: u32) {
         if r >= 8 {

@@ -1,7 +1,7 @@
 //! [`Ctx`]: what translated code works on. RSP points to it while guest code runs. An unsafe room: it lies in a mapping of its
 //! own, with room below for a signal's frame.
 
-use crate::sites::LOG_LEN;
+use crate::sites::{LOG_LEN, LOGS};
 use std::mem::offset_of;
 use std::{io, ptr};
 
@@ -76,8 +76,9 @@ pub struct Ctx {
     pub xsave: u64,
     /// Start of the area's code.
     pub base: u64,
-    pub log_len: u32,
+    pub log_len: [u32; LOGS],
     pub kind: u32,
+    pub _pad2: u32,
     pub arg: u64,
     /// What R10 held on the way out, and will on the way in.
     pub lin: u64,
@@ -93,7 +94,7 @@ pub struct Ctx {
     pub x87_operand: u64,
     pub x87_next: u64,
     pub jumps: [Jump; JUMPS],
-    pub log: [u32; LOG_LEN],
+    pub log: [[u32; LOG_LEN]; LOGS],
 }
 
 /// Offsets in [`Ctx`].

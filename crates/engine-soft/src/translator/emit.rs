@@ -9,6 +9,7 @@ use super::asm::reg::{R9, R10, R11, RBP};
 use super::asm::{Asm, Patch, abs, at, cc, ctx, rip};
 use super::classify::{Class, classify};
 use super::ctx::{JUMP_FACTOR, JUMP_MASK, JUMP_SHIFT, off, spilled};
+use super::groups::{self, Group, Insn, Member, number};
 use super::key;
 use super::store::{Block, LEAST_CODE, Link, MOST_CODE, MOST_SITES, Op, Second, Store};
 use crate::cpu::Cpu;
@@ -16,7 +17,7 @@ use crate::host::Unit;
 use crate::sites::Site;
 use iced_x86::{
     Code, ConditionCode, Decoder, DecoderOptions, Instruction, InstructionInfoFactory,
-    InstructionInfoOptions, Mnemonic as M, OpAccess, OpKind, Register, RflagsBits,
+    Mnemonic as M, OpAccess, OpKind, Register, RflagsBits,
 };
 use ringer_arch::cpu::Vendor;
 use std::mem::offset_of;
@@ -75,8 +76,9 @@ pub struct Versions {
 
 /// Decodes the instructions of a block, at most to the end of the bytes. It goes on behind a few conditional jumps, but not into
 /// code that has a block of its own.
-pub fn decode(cpu: &Cpu, store: &mut Store, s: &Source<'_>, into: &mut Vec<(Instruction, Class)>) -> u32 {
+pub fn decode(cpu: &Cpu, store: &mut Store, s: &Source<'_>, into: &mut Vec<Insn>) -> u32 {
     into.clear();
+    let mut info = InstructionInfoFactory::new();
     let mut branches = 0;
     let amd = cpu.model.vendor() == Vendor::Amd;
     let options = if amd { DecoderOptions::AMD } else { DecoderOptions::NONE };
@@ -92,7 +94,7 @@ pub fn decode(cpu: &Cpu, store: &mut Store, s: &Source<'_>, into: &mut Vec<(Inst
         }
         let c = classify(cpu, &mut store.natives, &i, s.key);
         len += i.len() as u32;
-        into.push((i, c));
+        into.push(Insn { i, class: c, access: groups::accesses(&mut info, &i), member: None });
         let ends = match c {
             Class::Jump => i.condition_code() == ConditionCode::None,
             Class::CountJump
@@ -110,6 +112,9 @@ pub fn decode(cpu: &Cpu, store: &mut Store, s: &Source<'_>, into: &mut Vec<(Inst
             break;
         }
     }
+    if s.key & key::BITS64 != 0 {
+        groups::find(into);
+    }
     len
 }
 
@@ -118,13 +123,13 @@ pub fn translate(
     store: &mut Store,
     cpu: &mut Cpu,
     s: &Source<'_>,
-    insns: &[(Instruction, Class)],
+    insns: &[Insn],
     versions: Versions,
     count: bool,
 ) -> Option<u32> {
-    let len: usize = insns.iter().map(|(i, _)| i.len()).sum();
-    let vec = insns.iter().any(|(_, c)| matches!(c, Class::Native { unit: Unit::Sse | Unit::Avx, .. }));
-    let x87 = insns.iter().any(|(_, c)| matches!(c, Class::Native { unit: Unit::X87, .. }));
+    let len: usize = insns.iter().map(|n| n.i.len()).sum();
+    let vec = insns.iter().any(|n| matches!(n.class, Class::Native { unit: Unit::Sse | Unit::Avx, .. }));
+    let x87 = insns.iter().any(|n| matches!(n.class, Class::Native { unit: Unit::X87, .. }));
     let base = store.next_code();
     let mut a = std::mem::take(&mut store.asm);
     a.start(base);
@@ -140,7 +145,7 @@ pub fn translate(
         flags: Flags::Context,
         cold: Vec::new(),
         gpa_page: s.gpa & !0xfff,
-        info: InstructionInfoFactory::new(),
+        group_op: None,
         x87_page_noted: false,
         count,
         executed: 0,
@@ -153,10 +158,16 @@ pub fn translate(
     });
     e.prologue(vec, x87);
     let mut open = true;
-    for (i, c) in insns {
-        e.ip = i.ip() as i64;
-        open = e.insn(i, *c);
+    for n in insns {
+        e.ip = n.i.ip() as i64;
+        open = e.insn(n);
         e.executed += 1;
+        if n.member.is_some_and(|m| m.last)
+            && let Some(op) = e.group_op.take()
+            && open
+        {
+            e.close_op(op);
+        }
     }
     if open {
         let end = (s.gpa & 0xfff) as i64 + len as i64;
@@ -198,17 +209,14 @@ struct Emit<'a> {
     flags: Flags,
     cold: Vec<Cold>,
     gpa_page: u64,
-    info: InstructionInfoFactory,
+    /// The op of the first instruction of the group at hand.
+    group_op: Option<u32>,
     x87_page_noted: bool,
     /// Executed instructions are counted.
     count: bool,
     executed: u32,
     /// The instruction at hand, from the start of the page.
     ip: i64,
-}
-
-fn number(r: Register) -> u8 {
-    r.full_register() as u8 - Register::RAX as u8
 }
 
 fn is_high_byte(r: Register) -> bool {
@@ -319,6 +327,7 @@ impl Emit<'_> {
             offset: (i.ip() & 0xfff) as u16,
             len: i.len() as u8,
             before: self.executed as u8,
+            insns: 1,
             undo: 0,
             start: self.code + self.a.pos() as u32,
             next: 0,
@@ -332,20 +341,21 @@ impl Emit<'_> {
     }
 
     /// Emits one instruction; false if nothing comes after it.
-    fn insn(&mut self, i: &Instruction, c: Class) -> bool {
+    fn insn(&mut self, n: &Insn) -> bool {
+        let (i, c) = (&n.i, n.class);
         match c {
             Class::Nothing => {}
             Class::Native { unit, aligned, pointers } => {
                 let done = match unit {
                     Unit::Integer if i.mnemonic() == M::Lea => self.lea(i),
-                    _ => self.native(i, unit, aligned, pointers),
+                    _ => self.native(n, unit, aligned, pointers),
                 };
                 if done.is_none() {
                     self.interp(i);
                 }
             }
-            Class::Push => self.push(i),
-            Class::Pop => self.pop(i),
+            Class::Push => self.push(i, n.member),
+            Class::Pop => self.pop(i, n.member),
             Class::Leave => self.leave(i),
             Class::Interp => self.interp(i),
             Class::InterpLast => {
@@ -358,9 +368,14 @@ impl Emit<'_> {
                 return false;
             }
             Class::Call => {
-                let op = self.push_return(i);
+                let op = self.push_return(i, n.member);
                 let t = self.target(i);
-                self.close_op(op);
+                if self.group_op == Some(op) || self.group_op.is_none() {
+                    self.close_op(op);
+                }
+                if let Some(group) = self.group_op.take() {
+                    self.close_op(group);
+                }
                 self.goto(t, true);
                 return false;
             }
@@ -369,7 +384,7 @@ impl Emit<'_> {
                 return false;
             }
             Class::Ret => {
-                self.ret(i);
+                self.ret(i, n.member);
                 return false;
             }
         }
@@ -551,16 +566,13 @@ impl Emit<'_> {
         read | kept
     }
 
-    fn native(&mut self, i: &Instruction, unit: Unit, aligned: bool, pointers: bool) -> Option<()> {
+    fn native(&mut self, n: &Insn, unit: Unit, aligned: bool, pointers: bool) -> Option<()> {
+        let i = &n.i;
+        let access = n.access;
         let memory = (0..i.op_count()).find(|n| i.op_kind(*n) == OpKind::Memory);
         let mut out = *i;
         let mut regs = Borrowed::default();
         let (mut high, mut extended) = (false, memory.is_some());
-        let access: [OpAccess; 5] = {
-            let without = InstructionInfoOptions::NO_REGISTER_USAGE | InstructionInfoOptions::NO_MEMORY_USAGE;
-            let f = self.info.info_options(i, without);
-            std::array::from_fn(|n| f.op_access(n as u32))
-        };
         let most = if memory.is_some() { 1 } else { 2 };
         for n in 0..i.op_count() {
             if i.op_kind(n) != OpKind::Register || !i.op_register(n).is_gpr() {
@@ -575,10 +587,7 @@ impl Emit<'_> {
             let host = match home(g) {
                 Some(h) => h,
                 None => {
-                    let written = !matches!(
-                        access[n as usize],
-                        OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess
-                    );
+                    let written = groups::writes(access[n as usize]);
                     regs.take(g, written, most)?
                 }
             };
@@ -591,7 +600,7 @@ impl Emit<'_> {
             return None;
         }
         out.set_code(encodable(i.code()));
-        self.emit_native(i, &mut out, &regs, Plan { memory, access, unit, aligned, pointers })
+        self.emit_native(i, &mut out, &regs, Plan { memory, access, unit, aligned, pointers, member: n.member })
     }
 
     fn emit_native(
@@ -608,8 +617,11 @@ impl Emit<'_> {
         let changes = i.rflags_modified() & ARITH != 0;
         let divides = matches!(i.mnemonic(), M::Div | M::Idiv);
         let traps = divides || p.unit != Unit::Integer;
+        let member = self.live_member(p.member);
         let mut op = None;
-        if p.memory.is_some() || traps {
+        if let Some(Member { group: Some(g), .. }) = member {
+            op = Some(self.open_group(i, g));
+        } else if p.memory.is_some() && (member.is_none() || p.aligned) || traps || p.pointers {
             op = Some(self.new_op(i));
         }
         if traps {
@@ -617,30 +629,30 @@ impl Emit<'_> {
             self.spill();
         }
         let ok = (|| {
-            if let (Some(m), Some(op)) = (p.memory, op) {
+            if let Some(m) = p.memory {
                 let size = i.memory_size().size() as u64;
                 if !(1..=64).contains(&size) {
                     return None;
                 }
-                self.spill();
-                self.address(i, R10)?;
-                if p.pointers {
-                    self.a.store(ctx(off::X87_NEXT), R10);
-                }
-                self.add_segment(i)?;
-                let write = !matches!(p.access[m as usize], OpAccess::Read | OpAccess::CondRead);
-                if p.aligned {
-                    // First: what is not aligned must not make the page dirty.
-                    self.a.test_low_byte(R10, (size - 1) as u8);
-                    let from = self.a.jcc(cc::NE);
-                    self.cold.push(Cold::Interp { from, op });
-                }
-                self.check(op, i, size, write);
+                let disp = match member {
+                    Some(m) => {
+                        self.member_operand(i, op, m, size, &p);
+                        m.offset
+                    }
+                    None => {
+                        self.operand(i, op, size, groups::writes(p.access[m as usize]), &p)?;
+                        0
+                    }
+                };
                 out.set_memory_base(Register::R10);
                 out.set_memory_index(Register::None);
                 out.set_memory_index_scale(1);
-                out.set_memory_displacement64(0);
-                out.set_memory_displ_size(0);
+                out.set_memory_displacement64(disp as i64 as u64);
+                out.set_memory_displ_size(match i8::try_from(disp) {
+                    Ok(0) => 0,
+                    Ok(_) => 1,
+                    Err(_) => 8,
+                });
                 out.set_segment_prefix(Register::None);
             }
             if self.flags == Flags::Context && needs != 0 {
@@ -678,6 +690,9 @@ impl Emit<'_> {
             // The interpreter takes it. Sites and ops that were made for it stay unused; cold code that refers to this must go.
             self.a.code.truncate(before);
             self.store.ops.truncate(ops_before);
+            if self.group_op.is_some_and(|o| o as usize >= ops_before) {
+                self.group_op = None;
+            }
             self.flags = flags_before;
             while self.cold.last().is_some_and(|c| c.position().is_some_and(|p| p >= before)) {
                 self.cold.pop();
@@ -691,9 +706,87 @@ impl Emit<'_> {
             self.flags = Flags::Host;
         }
         if let Some(op) = op {
-            self.close_op(op);
+            self.close_member(op);
         }
         Some(())
+    }
+
+    /// The host address of the operand to R10.
+    fn operand(&mut self, i: &Instruction, op: Option<u32>, size: u64, write: bool, p: &Plan) -> Option<()> {
+        let op = op?;
+        self.spill();
+        self.address(i, R10)?;
+        if p.pointers {
+            self.a.store(ctx(off::X87_NEXT), R10);
+        }
+        self.add_segment(i)?;
+        if p.aligned {
+            // First: what is not aligned must not make the page dirty.
+            self.a.test_low_byte(R10, (size - 1) as u8);
+            let from = self.a.jcc(cc::NE);
+            self.cold.push(Cold::Interp { from, op });
+        }
+        self.check(op, i, size, write);
+        Some(())
+    }
+
+    /// What is left to be done for an operand whose group's host address is in R10.
+    fn member_operand(&mut self, i: &Instruction, op: Option<u32>, m: Member, size: u64, p: &Plan) {
+        if p.pointers {
+            // Not by `address`, which may load a base register into R10.
+            let b = self.in_register(number(i.memory_base()), R11);
+            self.a.lea(R11, at(b, i.memory_displacement64() as i32));
+            self.a.store(ctx(off::X87_NEXT), R11);
+        }
+        if p.aligned
+            && let Some(op) = op
+        {
+            self.spill();
+            self.a.lea(R11, at(R10, m.offset));
+            self.a.test_low_byte(R11, (size - 1) as u8);
+            let from = self.a.jcc(cc::NE);
+            self.cold.push(Cold::Interp { from, op });
+            self.clobber();
+        }
+    }
+
+    /// A member of a group whose check has come, or comes now.
+    fn live_member(&self, m: Option<Member>) -> Option<Member> {
+        m.filter(|m| m.group.is_some() || self.group_op.is_some())
+    }
+
+    /// The check of a group of which `i` is the first.
+    fn open_group(&mut self, i: &Instruction, g: Group) -> u32 {
+        let op = self.new_op(i);
+        self.store.ops[op as usize].insns = g.insns;
+        self.spill();
+        let b = self.in_register(g.base, R10);
+        self.a.lea(R10, at(b, g.lowest));
+        self.check(op, i, u64::from(g.size), g.write);
+        self.group_op = Some(op);
+        op
+    }
+
+    /// The check of a stack access of `i` at `disp` from RSP, if its group has not had it; its op, and where it is from R10.
+    fn stack_slot(&mut self, i: &Instruction, member: Option<Member>, disp: i32, write: bool) -> (u32, i32) {
+        match (self.live_member(member), self.group_op) {
+            (Some(Member { group: Some(g), offset, .. }), _) => (self.open_group(i, g), offset),
+            (Some(m), Some(_)) => (self.new_op(i), m.offset),
+            _ => {
+                let op = self.new_op(i);
+                self.spill();
+                self.sp_to_r10(disp);
+                self.check(op, i, self.slot_size() as u64, write);
+                (op, 0)
+            }
+        }
+    }
+
+    /// The op of `i` ends here, unless it is that of a group, which goes on.
+    fn close_member(&mut self, op: u32) {
+        if self.group_op != Some(op) {
+            self.close_op(op);
+        }
     }
 
     /// Encodes a guest instruction as it now is.
@@ -744,82 +837,82 @@ impl Emit<'_> {
         }
     }
 
-    fn store_slot(&mut self, r: u8) {
+    fn store_slot(&mut self, disp: i32, r: u8) {
         if self.wide() {
-            self.a.store(at(R10, 0), r);
+            self.a.store(at(R10, disp), r);
         } else {
-            self.a.store32(at(R10, 0), r);
+            self.a.store32(at(R10, disp), r);
         }
     }
 
-    fn load_slot(&mut self, r: u8) {
+    fn load_slot(&mut self, r: u8, disp: i32) {
         if self.wide() {
-            self.a.load(r, at(R10, 0));
+            self.a.load(r, at(R10, disp));
         } else {
-            self.a.load32(r, at(R10, 0));
+            self.a.load32(r, at(R10, disp));
         }
     }
 
-    fn push(&mut self, i: &Instruction) {
+    fn push(&mut self, i: &Instruction, member: Option<Member>) {
+        let size = self.slot_size();
+        if i.op0_kind() == OpKind::Memory {
+            return self.push_memory(i);
+        }
+        let (op, disp) = self.stack_slot(i, member, -size, true);
+        if i.op0_kind() == OpKind::Register {
+            let r = self.in_register(number(i.op0_register()), R11);
+            self.store_slot(disp, r);
+        } else {
+            let v = i.immediate(0) as i32;
+            if self.wide() {
+                self.a.store_imm64(at(R10, disp), v);
+            } else {
+                self.a.store_imm32(at(R10, disp), v);
+            }
+        }
+        self.move_sp(-size);
+        self.close_member(op);
+    }
+
+    fn push_memory(&mut self, i: &Instruction) {
         let size = self.slot_size();
         let op = self.new_op(i);
         let before = self.a.pos();
-        if i.op0_kind() == OpKind::Memory {
-            self.spill();
-            if self.address(i, R10).is_none() || self.add_segment(i).is_none() {
-                self.a.code.truncate(before);
-                return self.interp(i);
-            }
-            self.check(op, i, size as u64, false);
-            self.load_slot(R11);
-            self.a.store(ctx(off::TMP + 16), R11);
-        }
         self.spill();
+        if self.address(i, R10).is_none() || self.add_segment(i).is_none() {
+            self.a.code.truncate(before);
+            self.store.ops.pop();
+            return self.interp(i);
+        }
+        self.check(op, i, size as u64, false);
+        self.load_slot(R11, 0);
+        self.a.store(ctx(off::TMP + 16), R11);
         self.sp_to_r10(-size);
         self.check(op, i, size as u64, true);
-        match i.op0_kind() {
-            OpKind::Register => {
-                let r = self.in_register(number(i.op0_register()), R11);
-                self.store_slot(r);
-            }
-            OpKind::Memory => {
-                self.a.load(R11, ctx(off::TMP + 16));
-                self.store_slot(R11);
-            }
-            _ => {
-                let v = i.immediate(0) as i32;
-                if self.wide() {
-                    self.a.store_imm64(at(R10, 0), v);
-                } else {
-                    self.a.store_imm32(at(R10, 0), v);
-                }
-            }
-        }
+        self.a.load(R11, ctx(off::TMP + 16));
+        self.store_slot(0, R11);
         self.move_sp(-size);
         self.close_op(op);
     }
 
-    fn pop(&mut self, i: &Instruction) {
+    fn pop(&mut self, i: &Instruction, member: Option<Member>) {
         let size = self.slot_size();
-        let op = self.new_op(i);
-        self.spill();
-        self.sp_to_r10(0);
-        self.check(op, i, size as u64, false);
+        let (op, disp) = self.stack_slot(i, member, 0, false);
         let n = number(i.op0_register());
         match (home(n), spilled(n)) {
             // POP RSP: what is loaded stays.
-            (Some(R9), _) => self.load_slot(R9),
+            (Some(R9), _) => self.load_slot(R9, disp),
             (Some(h), _) => {
-                self.load_slot(h);
+                self.load_slot(h, disp);
                 self.move_sp(size);
             }
             (None, s) => {
-                self.load_slot(R11);
+                self.load_slot(R11, disp);
                 self.a.store(ctx(s.unwrap_or(0)), R11);
                 self.move_sp(size);
             }
         }
-        self.close_op(op);
+        self.close_member(op);
     }
 
     fn leave(&mut self, i: &Instruction) {
@@ -837,20 +930,17 @@ impl Emit<'_> {
         } else {
             self.a.lea32(R9, at(RBP, size));
         }
-        self.load_slot(RBP);
+        self.load_slot(RBP, 0);
         self.close_op(op);
     }
 
     /// Pushes the address of the instruction after the call `i`.
-    fn push_return(&mut self, i: &Instruction) -> u32 {
+    fn push_return(&mut self, i: &Instruction, member: Option<Member>) -> u32 {
         let size = self.slot_size();
-        let op = self.new_op(i);
-        self.spill();
-        self.sp_to_r10(-size);
-        self.check(op, i, size as u64, true);
+        let (op, disp) = self.stack_slot(i, member, -size, true);
         self.a.load(R11, ctx(off::VPAGE));
         self.a.lea(R11, at(R11, i.next_ip() as i32));
-        self.store_slot(R11);
+        self.store_slot(disp, R11);
         self.move_sp(-size);
         op
     }
@@ -998,7 +1088,7 @@ impl Emit<'_> {
                 return self.interp_last(i);
             }
             self.check(op, i, size as u64, false);
-            self.load_slot(R11);
+            self.load_slot(R11, 0);
         } else {
             let r = number(i.op0_register());
             let h = self.in_register(r, R11);
@@ -1026,7 +1116,7 @@ impl Emit<'_> {
             self.check(op, i, size as u64, true);
             self.a.load(R11, ctx(off::VPAGE));
             self.a.lea(R11, at(R11, i.next_ip() as i32));
-            self.store_slot(R11);
+            self.store_slot(0, R11);
             self.move_sp(-size);
             self.a.load(R11, ctx(off::TMP + 16));
             self.store.ops[op as usize].undo = size as i8;
@@ -1034,26 +1124,29 @@ impl Emit<'_> {
         self.to_r11(op);
     }
 
-    fn ret(&mut self, i: &Instruction) {
+    fn ret(&mut self, i: &Instruction, member: Option<Member>) {
         let size = self.slot_size();
-        let op = self.new_op(i);
         let extra = if i.op_count() > 0 { i.immediate16() } else { 0 };
         if extra > 100 {
             return self.interp_last(i);
         }
+        let (mut op, disp) = self.stack_slot(i, member, 0, false);
+        // Before R11 is taken.
         self.spill();
-        self.sp_to_r10(0);
-        self.check(op, i, size as u64, false);
-        self.load_slot(R11);
+        self.load_slot(R11, disp);
         let by = size + i32::from(extra);
         self.move_sp(by);
+        if self.group_op.take() == Some(op) {
+            // The op that an indirect jump that is not to be names is this instruction's alone.
+            op = self.new_op(i);
+        }
         self.store.ops[op as usize].undo = -by as i8;
         self.to_r11(op);
     }
 
     /// Goes on at the guest address in R11.
     fn to_r11(&mut self, op: u32) {
-        self.spill();
+        debug_assert!(self.flags != Flags::Host, "R11 would be lost");
         self.tally(self.executed + 1);
         let a = &mut self.a;
         a.load(R10, ctx(off::STOP));
@@ -1162,6 +1255,7 @@ struct Plan {
     unit: Unit,
     aligned: bool,
     pointers: bool,
+    member: Option<Member>,
 }
 
 impl Cold {

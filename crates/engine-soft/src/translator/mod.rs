@@ -11,6 +11,7 @@ pub mod asm;
 mod classify;
 pub mod ctx;
 mod emit;
+mod groups;
 mod key;
 mod perf;
 pub mod store;

@@ -69,6 +69,8 @@ pub struct Op {
     pub len: u8,
     /// Instructions of its block before it.
     pub before: u8,
+    /// Instructions that the interpreter executes in its place, it and those behind it.
+    pub insns: u8,
     /// What RSP was moved by before an indirect jump.
     pub undo: i8,
     /// Where its code starts, which is where a fault of the host's lies behind.
@@ -373,6 +375,14 @@ impl Store {
     #[must_use]
     pub fn bytes(&self, op: u32) -> &[u8] {
         bytes_of(&self.ops, &self.blocks, op)
+    }
+
+    /// The bytes of op's block from place `offset` of its page on.
+    #[must_use]
+    pub fn bytes_from(&self, op: u32, offset: u16) -> &[u8] {
+        let b = &self.blocks[self.ops[op as usize].block as usize];
+        let from = usize::from(offset).saturating_sub((b.gpa & 0xfff) as usize);
+        b.bytes.get(from..).unwrap_or_default()
     }
 
     /// The op at whose code host address `pc` lies.

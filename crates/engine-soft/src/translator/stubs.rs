@@ -4,7 +4,7 @@ use super::asm::reg::{R8, R9, R10, R11, R12, R13, R14, R15, RAX, RBP, RBX, RCX, 
 use super::asm::{Asm, at, cc, ctx};
 use super::ctx::{exit, off};
 use crate::mmu::Entry;
-use crate::sites::{LOG_LEN, LOGGED, Site};
+use crate::sites::{LOG_LEN, LOGGED, LOGS, Site};
 use std::mem::offset_of;
 
 /// Host addresses of the stubs.
@@ -203,18 +203,34 @@ fn miss(a: &mut Asm, write: bool, out: u64) {
     let cross = a.jcc(cc::A);
     a.test_byte(site(offset_of!(Site, flags)), LOGGED);
     let logged = a.jcc(cc::NE);
-    a.load32(RCX, ctx(off::LOG_LEN));
-    a.cmp_imm32(RCX, LOG_LEN as i32);
-    let full = a.jcc(cc::AE);
-    a.store32(ctx(off::LOG).index(RCX, 2), R11);
-    a.inc32(ctx(off::LOG_LEN));
-    a.or_byte(site(offset_of!(Site, flags)), LOGGED);
-    let fill = a.jmp();
-    // It holds another page: it may be a site without locality.
+    let mut out_of = vec![other, cross];
+    let mut fill = Vec::new();
+    // The log of the address's half: the sign says which.
+    a.test_reg(R10, R10);
+    let upper = a.jcc(cc::S);
+    for half in 0..LOGS as i32 {
+        if half == 1 {
+            a.bind(upper);
+        }
+        let (len, log) = (ctx(off::LOG_LEN + 4 * half), off::LOG + half * LOG_LEN as i32 * 4);
+        a.load32(RCX, len);
+        a.cmp_imm32(RCX, LOG_LEN as i32);
+        out_of.push(a.jcc(cc::AE));
+        a.store32(ctx(log).index(RCX, 2), R11);
+        a.inc32(len);
+        a.or_byte(site(offset_of!(Site, flags)), LOGGED);
+        fill.push(a.jmp());
+    }
+    // It holds another page: it may be a site without locality. One of the other half would be in the other log.
     a.bind(logged);
+    a.load(RCX, site(offset_of!(Site, tag)));
+    a.xor_reg(RCX, R10);
+    out_of.push(a.jcc(cc::S));
     a.dec8(site(offset_of!(Site, refills)));
-    let tired = a.jcc(cc::S);
-    a.bind(fill);
+    out_of.push(a.jcc(cc::S));
+    for p in fill {
+        a.bind(p);
+    }
     a.load(RCX, at(RAX, tag));
     a.store(site(offset_of!(Site, tag)), RCX);
     a.sub_reg(R10, RCX);
@@ -226,7 +242,7 @@ fn miss(a: &mut Asm, write: bool, out: u64) {
     a.load32(R11, site(offset_of!(Site, resume)));
     a.add(R11, ctx(off::BASE));
     a.jmp_reg(R11);
-    for p in [tired, other, cross, full] {
+    for p in out_of {
         a.bind(p);
     }
     a.load(RCX, tmp(1));

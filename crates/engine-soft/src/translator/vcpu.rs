@@ -1,18 +1,18 @@
 //! [`Translator`]: one processor under the translator. An unsafe room: it enters translated code.
 
-use super::classify::Class;
 use super::ctx::{CtxBox, Jump, exit, jump_index};
 use super::emit::{self, Source, Versions};
+use super::groups::Insn;
 use super::store::{Op, Store, clear_jumps};
 use super::{area, key};
 use crate::block::Decoded;
-use crate::cpu::slot;
+use crate::cpu::{Cpu, R, slot};
 use crate::exec::generic;
 use crate::host;
 use crate::mmu::Acc;
 use crate::run::{Awake, Interpreter};
 use crate::sites::Sites;
-use iced_x86::{Decoder, DecoderOptions, Instruction};
+use iced_x86::{Decoder, DecoderOptions};
 use ringer_arch::VcpuState;
 use ringer_arch::cpu::Vendor;
 use ringer_engine::{EngineError, Exit, Stats, Step, Until, Vcpu};
@@ -30,7 +30,7 @@ pub struct Translator {
     jump_epoch: u32,
     /// A jump to be linked once it is known where it leads.
     pending: Option<u32>,
-    insns: Vec<(Instruction, Class)>,
+    insns: Vec<Insn>,
     dropped: Vec<u64>,
     /// Guest instructions are counted.
     count: bool,
@@ -112,7 +112,7 @@ impl Translator {
         // as long as its type says.
         interp.cpu.mmu.sites = unsafe {
             let base = store.area.sites();
-            let (log, len) = ((&raw mut (*c).log).cast(), &raw mut (*c).log_len);
+            let (log, len) = ((&raw mut (*c).log).cast(), (&raw mut (*c).log_len).cast());
             Sites::new(base, base as u32, log, len, nowhere, store.area.nothing())
         };
         let c = ctx.get_mut();
@@ -473,7 +473,9 @@ impl Translator {
         let cpu = &mut self.interp.cpu;
         if lin % PAGE_SIZE <= PAGE_SIZE - size {
             let saved = (cpu.cr2, cpu.stats.page_faults);
-            if cpu.translate(lin, acc).is_ok() {
+            // A group's write must not make the page dirty before its turn comes.
+            let found = o.insns > 1 && site.writes() || cpu.translate(lin, acc).is_ok();
+            if found {
                 if let Some(host) = cpu.fast_ptr(lin, size, site.writes()) {
                     let host = host as u64;
                     if let Some(e) = &mut self.exits {
@@ -521,49 +523,59 @@ impl Translator {
     fn execute(&mut self, op: u32) -> Result<Next, Exit> {
         let o: Op = self.store.ops[op as usize];
         let mask = self.ip_mask();
-        let rip = (self.ctx.get().vpage + u64::from(o.offset)) & mask;
-        let following = rip.wrapping_add(u64::from(o.len)) & mask;
-        let amd = self.interp.cpu.model.vendor() == Vendor::Amd;
-        let bits = if self.key & key::BITS64 != 0 { 64 } else { 32 };
-        let make = |bytes: &[u8]| {
-            let options = if amd { DecoderOptions::AMD } else { DecoderOptions::NONE };
-            let insn = Decoder::with_ip(bits, bytes, 0, options).decode();
-            let host = host::prepare(&insn);
-            Decoded { insn, is_host: host.is_some(), host: host.unwrap_or_default() }
-        };
+        let mut rip = (self.ctx.get().vpage + u64::from(o.offset)) & mask;
+        let make = self.decoder();
         // The last of a block may change CS, whose selector is among the x87 pointers.
-        if self.ctx.get().x87 != 0 && (o.next == 0 || self.store.decoded(op, make).is_host) {
+        let x87 = self.ctx.get().x87 != 0;
+        if x87 && (o.next == 0 || o.insns > 1 || self.store.decoded(op, make).is_host) {
             self.unload_x87();
         }
-        let d = self.store.decoded(op, make);
-        let cpu = &mut self.interp.cpu;
-        cpu.rip = rip;
-        cpu.next_rip = following;
-        cpu.last_mnemonic = d.insn.mnemonic();
-        if let Some(e) = &mut self.exits {
-            *e.interpreted.entry(cpu.last_mnemonic).or_default() += 1;
-        }
-        let done = if d.is_host { host::run(cpu, &d.host, &d.insn) } else { generic::execute(cpu, &d.insn) };
-        match done {
-            Ok(()) => {
-                cpu.stats.instructions += 1;
-                cpu.rip = cpu.next_rip;
-                let go_on = self.after_op(o.next, following)?;
-                // A block that is gone on with counts all of its instructions at its end; one that is left, none.
-                self.adjust += if go_on { -1 } else { i64::from(o.before) };
-                if !go_on {
-                    return Ok(Next::Dispatch);
-                }
-                let to = self.store.area.exec() + u64::from(o.next);
-                Ok(self.resume(op, to))
-            }
-            Err(_) => {
+        let mut done = 0;
+        for n in 0..o.insns {
+            let following;
+            let ok = if n == 0 {
+                let d = self.store.decoded(op, make);
+                following = rip.wrapping_add(u64::from(o.len)) & mask;
+                let e = self.exits.as_mut();
+                execute_one(&mut self.interp.cpu, d, rip, following, e)
+            } else {
+                let d = make(self.store.bytes_from(op, (rip & 0xfff) as u16));
+                following = rip.wrapping_add(d.insn.len() as u64) & mask;
+                execute_one(&mut self.interp.cpu, &d, rip, following, None)
+            };
+            if ok.is_err() {
                 self.adjust += i64::from(o.before);
                 self.unload_x87();
                 self.interp.cpu.leave = true;
                 self.interp.finish()?;
-                Ok(Next::Dispatch)
+                return Ok(Next::Dispatch);
             }
+            done += 1;
+            self.interp.cpu.stats.instructions += 1;
+            let last = n + 1 == o.insns;
+            let next = if last { o.next } else { u32::MAX };
+            if !self.after_op(next, following)? {
+                // A block that is left counts none of its instructions.
+                self.adjust += i64::from(o.before);
+                return Ok(Next::Dispatch);
+            }
+            rip = following;
+        }
+        // One that is gone on with counts all of them at its end.
+        self.adjust -= done;
+        let to = self.store.area.exec() + u64::from(o.next);
+        Ok(self.resume(op, to))
+    }
+
+    /// Decodes one instruction of the code that runs.
+    fn decoder(&self) -> impl Fn(&[u8]) -> Decoded + Copy + use<> {
+        let amd = self.interp.cpu.model.vendor() == Vendor::Amd;
+        let bits = if self.key & key::BITS64 != 0 { 64 } else { 32 };
+        move |bytes: &[u8]| {
+            let options = if amd { DecoderOptions::AMD } else { DecoderOptions::NONE };
+            let insn = Decoder::with_ip(bits, bytes, 0, options).decode();
+            let host = host::prepare(&insn);
+            Decoded { insn, is_host: host.is_some(), host: host.unwrap_or_default() }
         }
     }
 
@@ -645,6 +657,23 @@ impl Translator {
         let last = host::LastX87 { insn: &insn, bytes, ip, operand };
         host::store_x87(cpu, &image, Some(last));
     }
+}
+
+/// Lets the interpreter execute `d` at `rip`.
+fn execute_one(cpu: &mut Cpu, d: &Decoded, rip: u64, following: u64, exits: Option<&mut Box<Exits>>) -> R<()> {
+    cpu.rip = rip;
+    cpu.next_rip = following;
+    cpu.last_mnemonic = d.insn.mnemonic();
+    if let Some(e) = exits {
+        *e.interpreted.entry(cpu.last_mnemonic).or_default() += 1;
+    }
+    if d.is_host {
+        host::run(cpu, &d.host, &d.insn)?;
+    } else {
+        generic::execute(cpu, &d.insn)?;
+    }
+    cpu.rip = cpu.next_rip;
+    Ok(())
 }
 
 impl Vcpu for Translator {
