@@ -263,6 +263,12 @@ impl Mmu {
         self.kernel_gen = self.fresh_gen();
     }
 
+    /// Whether code in the page at `gpa` has been written over so often that fast writes to it do not pay: each time it becomes code
+    /// again, they would have to be sought out and dropped.
+    fn keeps_changing(&self, gpa: u64) -> bool {
+        self.memory.code_version(gpa) >= OFTEN
+    }
+
     /// Entries of the table in force, for translated code.
     #[must_use]
     pub fn table(&self) -> *const Entry {
@@ -452,6 +458,8 @@ impl Mmu {
     }
 }
 
+/// Versions of a page's code after which it is taken for one that keeps changing.
+const OFTEN: u32 = 4;
 /// Words of [`Mmu::fetched`].
 const FETCHED_WORDS: usize = 64;
 
@@ -960,7 +968,7 @@ impl Cpu {
     fn careful_write(&mut self, lin: u64, table: usize) -> u64 {
         let i = index_of(lin);
         let gpa = (self.mmu.tables[table].entries[i].host | lin & 0xfff).wrapping_sub(self.mmu.base);
-        if !self.mmu.memory.page_flags(gpa).has(PageFlags::CODE) {
+        if !self.mmu.memory.page_flags(gpa).has(PageFlags::CODE) && !self.mmu.keeps_changing(gpa) {
             let before = self.mmu.memory.set_page_flags(gpa, PageFlags::DIRTY | PageFlags::WCACHED);
             if !before.has(PageFlags::CODE) {
                 let t = &mut self.mmu.tables[table];
@@ -1006,7 +1014,9 @@ impl Cpu {
             let watched = self.watched_page(lin);
             let mut write = false;
             let may_write = acc == Acc::Write && t.write && !watched;
-            if may_write {
+            if may_write && self.mmu.keeps_changing(page) {
+                self.mmu.memory.set_page_flags(page, PageFlags::DIRTY);
+            } else if may_write {
                 // The order matters to `GuestMemory::mark_code`: it sets CODE, then looks for WCACHED.
                 let before = self.mmu.memory.set_page_flags(page, PageFlags::DIRTY | PageFlags::WCACHED);
                 write = !before.has(PageFlags::CODE);

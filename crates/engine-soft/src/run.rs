@@ -34,6 +34,8 @@ pub struct Interpreter {
     unhalt: bool,
     /// Something beyond the stop word must be looked at before the next block.
     pub(crate) attention: bool,
+    /// Code has been written over: of interest to whoever holds more than this interpreter does, which compares versions.
+    pub(crate) code_dropped: bool,
     /// Instructions that were left for a fault.
     faults: u64,
 }
@@ -67,6 +69,7 @@ impl Interpreter {
             intr: false,
             unhalt: false,
             attention: true,
+            code_dropped: false,
             faults: 0,
         }
     }
@@ -123,6 +126,10 @@ impl Interpreter {
             self.cpu.stop.take(StopToken::ENGINE);
             self.cpu.mmu.flush_writes();
             self.shared.acknowledge(self.index());
+        }
+        if word & StopToken::CODE != 0 {
+            self.cpu.stop.take(StopToken::CODE);
+            self.code_dropped = true;
         }
         if word & StopToken::ATTENTION != 0 {
             self.cpu.stop.take(StopToken::ATTENTION);

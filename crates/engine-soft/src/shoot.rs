@@ -33,7 +33,7 @@ impl CodeWatch for Shared {
                 } else if d.last() != Some(&u64::MAX) {
                     d.push(u64::MAX);
                 }
-                stop.raise(StopToken::ENGINE);
+                stop.raise(StopToken::CODE);
             }
         }
     }

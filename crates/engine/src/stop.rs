@@ -27,6 +27,8 @@ impl StopToken {
     pub const ATTENTION: u32 = 2;
     /// For the engine's own use between its processors (TLB and code shoot-downs).
     pub const ENGINE: u32 = 4;
+    /// For the engine's own use: code has been written over.
+    pub const CODE: u32 = 8;
 
     /// A token with no request.
     #[must_use]

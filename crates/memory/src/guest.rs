@@ -247,8 +247,11 @@ impl GuestMemory {
             if granules.load(Ordering::SeqCst) & bits == bits
                 && PageFlags(self.0.flags[page].load(Ordering::SeqCst)).has(PageFlags::CODE)
             {
-                let cached = PageFlags(self.0.flags[page].load(Ordering::SeqCst)).has(PageFlags::WCACHED);
-                return (version, newly && cached);
+                // Whoever is told drops those entries; ones made later set the flag anew.
+                let cached = newly
+                    && PageFlags(self.0.flags[page].fetch_and(!PageFlags::WCACHED, Ordering::SeqCst))
+                        .has(PageFlags::WCACHED);
+                return (version, cached);
             }
         }
     }
@@ -389,7 +392,10 @@ mod tests {
         m.set_page_flags(0x2000, PageFlags::WCACHED);
         assert!(!m.mark_code(0x2000, 1).1, "was code already");
         m.store::<u8>(0x2000, 0).unwrap();
+        m.set_page_flags(0x2000, PageFlags::WCACHED);
         assert!(m.mark_code(0x2000, 1).1);
+        m.store::<u8>(0x2000, 0).unwrap();
+        assert!(!m.mark_code(0x2000, 1).1, "was told");
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::sites::Sites;
 use iced_x86::{Decoder, DecoderOptions};
 use ringer_arch::VcpuState;
 use ringer_arch::cpu::Vendor;
-use ringer_engine::{EngineError, Exit, Stats, Step, Until, Vcpu};
+use ringer_engine::{EngineError, Exit, Stats, Step, StopToken, Until, Vcpu};
 use ringer_memory::PAGE_SIZE;
 use std::io;
 use std::sync::atomic::AtomicU32;
@@ -137,6 +137,9 @@ impl Translator {
 
     /// Drops what was translated from code that has been written over.
     fn drop_stale(&mut self) {
+        // The request first: a page that is told of after the look at the list raises it again.
+        self.interp.cpu.stop.take(StopToken::CODE);
+        self.interp.code_dropped = false;
         self.interp.shared.take_dropped(self.interp.index(), &mut self.dropped);
         for page in std::mem::take(&mut self.dropped) {
             self.interp.cpu.stats.blocks_dropped += 1;
@@ -171,6 +174,9 @@ impl Translator {
 
     /// Runs from RIP on, until something must be looked at between two instructions.
     fn dispatch(&mut self) -> Result<(), Exit> {
+        if self.interp.code_dropped {
+            self.drop_stale();
+        }
         let Some(k) = key::of(&self.interp.cpu) else {
             self.unload_x87();
             return self.interp.block(false);
