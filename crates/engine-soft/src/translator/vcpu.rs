@@ -6,6 +6,7 @@ use super::groups::Insn;
 use super::store::{Op, Store, clear_jumps};
 use super::{area, key};
 use crate::block::Decoded;
+use crate::cache::Map;
 use crate::cpu::{Cpu, R, slot};
 use crate::exec::generic;
 use crate::host;
@@ -31,6 +32,8 @@ pub struct Translator {
     /// A jump to be linked once it is known where it leads.
     pending: Option<u32>,
     insns: Vec<Insn>,
+    /// How often code of pages that keep changing has run at which version.
+    young: Map<u64, (u32, u32)>,
     dropped: Vec<u64>,
     /// Guest instructions are counted.
     count: bool,
@@ -86,6 +89,13 @@ static ALWAYS: AtomicU32 = AtomicU32::new(1);
 /// No x87 instruction with a memory operand has run since the state was loaded: an address that is not canonical.
 const NO_OPERAND: u64 = 1 << 62;
 
+/// Versions of a page's code from which on it is taken for one that keeps changing.
+const RESTLESS: u32 = 16;
+/// How often code of such a page runs before it is translated.
+const RUNS: u32 = 8;
+/// Places of such code that are remembered.
+const MOST_YOUNG: usize = 4096;
+
 /// How it goes on after translated code was left.
 enum Next {
     /// At a place in translated code.
@@ -128,6 +138,7 @@ impl Translator {
             jump_epoch: 0,
             pending: None,
             insns: Vec::new(),
+            young: Map::default(),
             dropped: Vec::new(),
             count: std::env::var_os("RINGER_COUNT").is_some(),
             adjust: 0,
@@ -222,6 +233,9 @@ impl Translator {
         }
         let version = self.interp.cpu.mmu.memory().code_version(gpa);
         let found = self.store.find(gpa, self.key, version).filter(|b| self.second_page_holds(*b, vpage));
+        if found.is_none() && version >= RESTLESS && self.is_young(gpa, version) {
+            return Ok(None);
+        }
         let Some(block) = found.or_else(|| self.translate(lin, gpa)) else { return Ok(None) };
         let user = self.key & key::USER != 0;
         let generation = self.interp.cpu.mmu.code_generation(user);
@@ -247,6 +261,20 @@ impl Translator {
             }
         }
         Ok(Some(block))
+    }
+
+    /// Whether code at `gpa`, in a page that keeps changing, has run too seldom since the last change to be worth a translation: it may
+    /// be written over again before that pays.
+    fn is_young(&mut self, gpa: u64, version: u32) -> bool {
+        if self.young.len() >= MOST_YOUNG {
+            self.young.clear();
+        }
+        let runs = self.young.entry(gpa).or_insert((version, 0));
+        if runs.0 != version {
+            *runs = (version, 0);
+        }
+        runs.1 += 1;
+        runs.1 < RUNS
     }
 
     /// Whether block `n`, entered at `vpage`, still goes on where it did, if it goes on in the next page; drops it if not.
