@@ -29,7 +29,7 @@ pub struct Interpreter {
     pub(crate) shared: Arc<Shared>,
     started: Instant,
     /// An interrupt waits in the local APIC.
-    intr: bool,
+    pub(crate) intr: bool,
     /// Another processor has asked this one to leave HLT.
     unhalt: bool,
     /// Something beyond the stop word must be looked at before the next block.

@@ -284,6 +284,38 @@ impl Asm {
         self.mem(&[], false, &[0x80], 1, m, 1);
         self.raw(&[v]);
     }
+    /// `xchg [m], r`: atomic.
+    pub fn xchg(&mut self, m: M, r: u8) {
+        self.mem(&[], true, &[0x87], r, m, 0);
+    }
+    /// `test dword [m], v`.
+    pub fn test_mem(&mut self, m: M, v: u32) {
+        self.mem(&[], false, &[0xf7], 0, m, 4);
+        self.imm32(v as i32);
+    }
+    /// `or dword [m], v`.
+    pub fn or_mem(&mut self, m: M, v: u32) {
+        self.mem(&[], false, &[0x81], 1, m, 4);
+        self.imm32(v as i32);
+    }
+    /// `and dword [m], v`.
+    pub fn and_mem(&mut self, m: M, v: u32) {
+        self.mem(&[], false, &[0x81], 4, m, 4);
+        self.imm32(v as i32);
+    }
+    /// `movzx r32, byte [m]`.
+    pub fn load8(&mut self, r: u8, m: M) {
+        self.mem(&[], false, &[0x0f, 0xb6], r, m, 0);
+    }
+    /// `or r, q`.
+    pub fn or_reg(&mut self, r: u8, q: u8) {
+        self.regs(true, &[0x0b], r, q);
+    }
+    /// `or r, v`, sign-extended.
+    pub fn or_imm(&mut self, r: u8, v: i32) {
+        self.group(true, 0x81, 1, r);
+        self.imm32(v);
+    }
     /// `jmp r`.
     pub fn jmp_reg(&mut self, r: u8) {
         self.group(false, 0xff, 4, r);

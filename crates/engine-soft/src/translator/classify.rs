@@ -39,6 +39,14 @@ pub enum Class {
     CallIndirect,
     /// RET.
     Ret,
+    /// SWAPGS in ring 0.
+    Swapgs,
+    /// CLI in ring 0.
+    Cli,
+    /// STI in ring 0.
+    Sti,
+    /// PUSHFQ.
+    Pushfq,
     /// The interpreter executes it, and the block goes on after it.
     Interp,
     /// The interpreter executes it, and it ends the block.
@@ -68,6 +76,14 @@ pub fn classify(cpu: &Cpu, natives: &mut Natives, i: &Instruction, k: u32) -> Cl
     } else {
         Class::Interp
     };
+    let ring0 = k & key::RING0 != 0;
+    match i.mnemonic() {
+        M::Swapgs if ring0 && k & key::BITS64 != 0 => return Class::Swapgs,
+        M::Cli if ring0 => return Class::Cli,
+        M::Sti if ring0 => return Class::Sti,
+        M::Pushfq if k & key::BITS64 != 0 => return Class::Pushfq,
+        _ => {}
+    }
     let known = flow(i, k).or_else(|| stack(i, k)).or_else(|| integer(cpu, i));
     if let Some(c) = known {
         return c;

@@ -93,6 +93,13 @@ pub struct Ctx {
     pub x87_page: u64,
     pub x87_operand: u64,
     pub x87_next: u64,
+    /// Where the processor has RFLAGS without the arithmetic flags, and the bases that SWAPGS swaps.
+    pub sysflags: u64,
+    pub gs_base: u64,
+    pub kernel_gs_base: u64,
+    /// An interrupt waits for IF.
+    pub irq: u32,
+    pub _pad3: u32,
     pub jumps: [Jump; JUMPS],
     pub log: [[u32; LOG_LEN]; LOGS],
 }
@@ -125,6 +132,10 @@ pub mod off {
     pub const X87_PAGE: i32 = offset_of!(Ctx, x87_page) as i32;
     pub const X87_OPERAND: i32 = offset_of!(Ctx, x87_operand) as i32;
     pub const X87_NEXT: i32 = offset_of!(Ctx, x87_next) as i32;
+    pub const SYSFLAGS: i32 = offset_of!(Ctx, sysflags) as i32;
+    pub const GS_BASE: i32 = offset_of!(Ctx, gs_base) as i32;
+    pub const KERNEL_GS_BASE: i32 = offset_of!(Ctx, kernel_gs_base) as i32;
+    pub const IRQ: i32 = offset_of!(Ctx, irq) as i32;
     pub const JUMPS: i32 = offset_of!(Ctx, jumps) as i32;
     pub const LOG: i32 = offset_of!(Ctx, log) as i32;
     pub const BASE: i32 = offset_of!(Ctx, base) as i32;

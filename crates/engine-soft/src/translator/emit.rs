@@ -40,7 +40,7 @@ enum Flags {
 }
 
 /// Code that stands behind the block's straight path.
-enum Cold {
+pub(super) enum Cold {
     /// A site that missed: where it comes from, and the site.
     Miss { from: Patch, site: u32, write: bool },
     /// An access that is not for a site: the interpreter executes op.
@@ -197,8 +197,8 @@ pub fn translate(
     n
 }
 
-struct Emit<'a> {
-    a: Asm,
+pub(super) struct Emit<'a> {
+    pub(super) a: Asm,
     store: &'a mut Store,
     cpu: &'a mut Cpu,
     block: u32,
@@ -207,7 +207,7 @@ struct Emit<'a> {
     first_site: u32,
     key: u32,
     flags: Flags,
-    cold: Vec<Cold>,
+    pub(super) cold: Vec<Cold>,
     gpa_page: u64,
     /// The op of the first instruction of the group at hand.
     group_op: Option<u32>,
@@ -301,7 +301,7 @@ impl Emit<'_> {
     }
 
     /// The flags to the context, if they are not there.
-    fn spill(&mut self) {
+    pub(super) fn spill(&mut self) {
         if self.flags == Flags::Host {
             self.a.save_flags(ctx(off::FL), R11);
             self.flags = Flags::Both;
@@ -316,18 +316,19 @@ impl Emit<'_> {
         }
     }
 
-    fn clobber(&mut self) {
+    pub(super) fn clobber(&mut self) {
         debug_assert!(self.flags != Flags::Host);
         self.flags = Flags::Context;
     }
 
-    fn new_op(&mut self, i: &Instruction) -> u32 {
+    pub(super) fn new_op(&mut self, i: &Instruction) -> u32 {
         self.store.ops.push(Op {
             block: self.block,
             offset: (i.ip() & 0xfff) as u16,
             len: i.len() as u8,
             before: self.executed as u8,
             insns: 1,
+            decoded: 0,
             undo: 0,
             start: self.code + self.a.pos() as u32,
             next: 0,
@@ -336,7 +337,7 @@ impl Emit<'_> {
     }
 
     /// The op of `i` ends here.
-    fn close_op(&mut self, op: u32) {
+    pub(super) fn close_op(&mut self, op: u32) {
         self.store.ops[op as usize].next = self.code + self.a.pos() as u32;
     }
 
@@ -357,6 +358,10 @@ impl Emit<'_> {
             Class::Push => self.push(i, n.member),
             Class::Pop => self.pop(i, n.member),
             Class::Leave => self.leave(i),
+            Class::Swapgs => self.swapgs(),
+            Class::Cli => self.cli(),
+            Class::Sti => self.sti(i),
+            Class::Pushfq => self.pushfq(i),
             Class::Interp => self.interp(i),
             Class::InterpLast => {
                 self.interp_last(i);
@@ -486,7 +491,7 @@ impl Emit<'_> {
 
     /// Turns the guest address in R10 into the host's of `size` bytes, or leaves for op. R11 is lost on the slow way; the flags
     /// are in the context alone after it.
-    fn check(&mut self, op: u32, i: &Instruction, size: u64, write: bool) {
+    pub(super) fn check(&mut self, op: u32, i: &Instruction, size: u64, write: bool) {
         self.spill();
         let limit = (4096 - size) as i32;
         let gpa = self.gpa_page | i.ip() & 0xfff;

@@ -16,6 +16,8 @@ pub const SSE: u32 = 8;
 pub const AVX: u32 = 16;
 /// x87 and MMX instructions run.
 pub const X87: u32 = 32;
+/// Ring 0.
+pub const RING0: u32 = 64;
 
 fn flat(s: &Segment, write: bool) -> bool {
     let a = s.attr;
@@ -49,6 +51,9 @@ pub fn of(cpu: &Cpu) -> Option<u32> {
     }
     if cpu.cpl == 3 {
         k |= USER;
+    }
+    if cpu.cpl == 0 {
+        k |= RING0;
     }
     if cpu.mmu.mode() == 1 {
         k |= AC;

@@ -16,6 +16,7 @@ mod key;
 mod perf;
 pub mod store;
 mod stubs;
+mod system;
 mod vcpu;
 mod vm;
 

@@ -71,6 +71,8 @@ pub struct Op {
     pub before: u8,
     /// Instructions that the interpreter executes in its place, it and those behind it.
     pub insns: u8,
+    /// One more than the number of its decoded instruction, once that is made.
+    pub decoded: u32,
     /// What RSP was moved by before an indirect jump.
     pub undo: i8,
     /// Where its code starts, which is where a fault of the host's lies behind.
@@ -123,7 +125,7 @@ pub struct Store {
     pub site_op: Vec<u32>,
     by_gpa: Map<(u64, u8), u32>,
     pages: Map<u64, Page>,
-    decoded: Map<u64, Box<Decoded>>,
+    decoded: Vec<Box<Decoded>>,
     /// Guest-physical addresses of instructions whose accesses have no locality.
     pub scattered: HashSet<u64>,
     /// Where each page with code was entered at, under each generation of code addresses.
@@ -154,7 +156,7 @@ impl Store {
             site_op: Vec::new(),
             by_gpa: Map::default(),
             pages: Map::default(),
-            decoded: Map::default(),
+            decoded: Vec::new(),
             scattered: HashSet::new(),
             entered: Map::default(),
             clearings: 0,
@@ -367,8 +369,12 @@ impl Store {
 
     /// The decoded instruction of op `op`, made by `make` from its bytes the first time.
     pub fn decoded(&mut self, op: u32, make: impl FnOnce(&[u8]) -> Decoded) -> &Decoded {
-        let (ops, blocks) = (&self.ops, &self.blocks);
-        self.decoded.entry(u64::from(op)).or_insert_with(|| Box::new(make(bytes_of(ops, blocks, op))))
+        if self.ops[op as usize].decoded == 0 {
+            let d = make(bytes_of(&self.ops, &self.blocks, op));
+            self.decoded.push(Box::new(d));
+            self.ops[op as usize].decoded = self.decoded.len() as u32;
+        }
+        &self.decoded[self.ops[op as usize].decoded as usize - 1]
     }
 
     /// The bytes of op `op`.

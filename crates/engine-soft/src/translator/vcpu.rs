@@ -16,6 +16,7 @@ use crate::sites::Sites;
 use iced_x86::{Decoder, DecoderOptions};
 use ringer_arch::VcpuState;
 use ringer_arch::cpu::Vendor;
+use ringer_arch::seg::sreg;
 use ringer_engine::{EngineError, Exit, Stats, Step, StopToken, Until, Vcpu};
 use ringer_memory::PAGE_SIZE;
 use std::io;
@@ -381,6 +382,10 @@ impl Translator {
                 c.regs = cpu.regs.as_mut_ptr() as u64;
                 c.fs = cpu.regs[usize::from(slot::SEG_BASE) + 4];
                 c.gs = cpu.regs[usize::from(slot::SEG_BASE) + 5];
+                c.sysflags = (&raw mut cpu.sysflags) as u64;
+                c.gs_base = (&raw mut cpu.seg[sreg::GS].base) as u64;
+                c.kernel_gs_base = (&raw mut cpu.fast.kernel_gs_base) as u64;
+                c.irq = u32::from(self.interp.intr);
             }
             let gen_key = self.gen_key();
             self.check_epoch(gen_key);

@@ -1,0 +1,76 @@
+//! System instructions that every kernel executes all the time, without the way through the interpreter.
+
+use super::asm::reg::{R9, R10, R11};
+use super::asm::{at, cc, ctx};
+use super::ctx::off;
+use super::emit::{Cold, Emit};
+use crate::cpu::slot;
+use iced_x86::Instruction;
+use ringer_arch::regs::rflags;
+use ringer_arch::seg::sreg;
+
+const IF: u32 = rflags::IF as u32;
+
+impl Emit<'_> {
+    /// SWAPGS (Intel SDM vol. 2B): the base that addresses go by is kept in four places.
+    pub(super) fn swapgs(&mut self) {
+        let a = &mut self.a;
+        a.load(R10, ctx(off::KERNEL_GS_BASE));
+        a.load(R11, ctx(off::GS));
+        a.xchg(at(R10, 0), R11);
+        a.store(ctx(off::GS), R11);
+        a.load(R10, ctx(off::GS_BASE));
+        a.store(at(R10, 0), R11);
+        a.load(R10, ctx(off::REGS));
+        a.store(at(R10, 8 * (i32::from(slot::SEG_BASE) + sreg::GS as i32)), R11);
+    }
+
+    pub(super) fn cli(&mut self) {
+        self.spill();
+        self.a.load(R10, ctx(off::SYSFLAGS));
+        self.a.and_mem(at(R10, 0), !IF);
+        self.clobber();
+    }
+
+    /// STI. With an interrupt waiting, what follows is the interpreter's: the shadow of one instruction, then the interrupt. With none,
+    /// one that comes within the shadow cannot be told from one that comes after it.
+    pub(super) fn sti(&mut self, i: &Instruction) {
+        self.spill();
+        let op = self.new_op(i);
+        self.a.load(R10, ctx(off::SYSFLAGS));
+        self.a.test_mem(at(R10, 0), IF);
+        let is_set = self.a.jcc(cc::NE);
+        self.a.cmp_mem_imm8(ctx(off::IRQ), 0);
+        let from = self.a.jcc(cc::NE);
+        self.cold.push(Cold::Interp { from, op });
+        self.a.or_mem(at(R10, 0), IF);
+        self.a.bind(is_set);
+        self.clobber();
+        self.close_op(op);
+    }
+
+    /// PUSHFQ. RF and VM are clear in what is pushed, as they are in what runs here.
+    pub(super) fn pushfq(&mut self, i: &Instruction) {
+        self.spill();
+        let op = self.new_op(i);
+        let a = &mut self.a;
+        a.load(R10, ctx(off::SYSFLAGS));
+        a.load(R11, at(R10, 0));
+        a.load8(R10, ctx(off::FL + 1));
+        a.and_imm32(R10, (rflags::ARITH & 0xff) as i32);
+        a.or_reg(R11, R10);
+        a.or_imm(R11, rflags::FIXED as i32);
+        a.test_byte(ctx(off::FL), 1);
+        let no = a.jcc(cc::E);
+        a.or_imm(R11, rflags::OF as i32);
+        a.bind(no);
+        a.store(ctx(off::TMP + 16), R11);
+        a.lea(R10, at(R9, -8));
+        self.clobber();
+        self.check(op, i, 8, true);
+        self.a.load(R11, ctx(off::TMP + 16));
+        self.a.store(at(R10, 0), R11);
+        self.a.lea(R9, at(R9, -8));
+        self.close_op(op);
+    }
+}
