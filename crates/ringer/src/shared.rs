@@ -59,12 +59,15 @@ impl Shared {
         }
     }
 
-    /// The last lines of a console that was not shown.
+    /// The last lines of a console that was not shown, and before them the one that says why the kernel gave up: how long
+    /// the trace behind it is depends on what is on the stack.
     pub fn last_words(&self) -> String {
         let bytes: Vec<u8> = lock(&self.words).iter().copied().collect();
         let text = String::from_utf8_lossy(&bytes).replace('\r', "");
         let lines: Vec<&str> = text.lines().collect();
-        lines[lines.len().saturating_sub(LAST_LINES)..].join("\n")
+        let (before, last) = lines.split_at(lines.len().saturating_sub(LAST_LINES));
+        let reason = before.iter().rfind(|l| l.contains("Kernel panic - "));
+        reason.into_iter().chain(last).copied().collect::<Vec<_>>().join("\n")
     }
 }
 
@@ -182,5 +185,25 @@ mod tests {
         let text = shared.last_words();
         assert_eq!(text.lines().count(), LAST_LINES);
         assert!(text.ends_with("line 19999"));
+    }
+
+    /// However long a trace follows.
+    #[test]
+    fn last_words_say_why_the_kernel_panics() {
+        let shared = Arc::new(Shared::default());
+        let mut w = Words(Arc::clone(&shared));
+        writeln!(w, "[    1.0] Kernel panic - not syncing: crash").unwrap();
+        for i in 0..LAST_LINES - 1 {
+            writeln!(w, "[    1.1]  ? function_{i}").unwrap();
+        }
+        assert_eq!(shared.last_words().matches("Kernel panic").count(), 1);
+        writeln!(w, "[    1.2] Rebooting").unwrap();
+        let text = shared.last_words();
+        assert_eq!(text.lines().count(), LAST_LINES + 1);
+        assert!(
+            text.starts_with("[    1.0] Kernel panic - not syncing: crash\n[    1.1]  ? function_0\n"),
+            "{text}"
+        );
+        assert!(text.ends_with("Rebooting"));
     }
 }
