@@ -187,7 +187,7 @@ store_load_here:
         inc qword ptr [shared + 128]
 3:      mov [rounds + 128], rcx
         inc rcx
-        cmp ecx, 200
+        cmp ecx, 1000
         jbe 1b
         ret
 store_load_there:
@@ -201,7 +201,7 @@ store_load_there:
         cmp [rounds + 128], rcx
         jb 2b
         inc rcx
-        cmp ecx, 200
+        cmp ecx, 1000
         jbe 1b
         ret
 

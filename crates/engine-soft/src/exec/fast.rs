@@ -364,6 +364,14 @@ pub(super) fn nop(cpu: &mut Cpu, at: Cursor<'_>) {
     next(cpu, at);
 }
 
+/// MFENCE and SFENCE. The guest's accesses are the host's, so the host's fence orders them: its store buffer, which lets loads pass
+/// earlier stores, and its write-combining buffers, where non-temporal stores wait, which run as themselves. Loads are in order
+/// anyway (Intel SDM vol. 3A §9.2.2), so that LFENCE has nothing to do.
+pub(super) fn fence(cpu: &mut Cpu, at: Cursor<'_>) {
+    std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+    next(cpu, at);
+}
+
 pub(super) fn setcc<const CC: u8>(cpu: &mut Cpu, at: Cursor<'_>) {
     let v = u8::from(cond::<CC>(cpu.fl));
     wr(cpu, at.op().a, v);

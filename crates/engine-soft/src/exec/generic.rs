@@ -55,9 +55,12 @@ fn integer(cpu: &mut Cpu, i: &Instruction) -> Option<R<()>> {
         M::Xlatb => xlat(cpu, i),
         M::Reservednop if undefined_nop(cpu, i) => Err(cpu.ud()),
         M::Pause => pause(cpu, i),
-        M::Nop | M::Reservednop | M::Endbr64 | M::Endbr32 | M::Mfence | M::Lfence | M::Sfence => Ok(()),
-        M::Serialize if cpu.has(ringer_arch::cpu::Feature::SERIALIZE) => Ok(()),
-        M::Serialize => Err(cpu.ud()),
+        M::Nop | M::Reservednop | M::Endbr64 | M::Endbr32 | M::Lfence => Ok(()),
+        M::Serialize if !cpu.has(ringer_arch::cpu::Feature::SERIALIZE) => Err(cpu.ud()),
+        M::Mfence | M::Sfence | M::Serialize => {
+            std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+            Ok(())
+        }
         M::Ud0 | M::Ud1 | M::Ud2 => Err(cpu.ud()),
         M::Movsb
         | M::Movsw

@@ -451,7 +451,8 @@ pub fn select(op: &mut Op, i: &Instruction, next: u64) -> Option<Handler> {
         M::Cqo => Some(cqo),
         M::Cdq => Some(cdq),
         M::Pause if i.len() != 2 => None,
-        M::Nop | M::Endbr64 | M::Pause | M::Lfence | M::Mfence | M::Sfence => Some(nop),
+        M::Nop | M::Endbr64 | M::Pause | M::Lfence => Some(nop),
+        M::Mfence | M::Sfence => Some(fence),
         _ if i.is_jcc_short_or_near() => select_transfer(op, i, next),
         _ => select_conditional(op, i, next),
     }
