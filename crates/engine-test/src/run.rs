@@ -129,6 +129,9 @@ fn batch(s: &Shared, from: u64, to: u64, helper: &Helper) -> anyhow::Result<()> 
                 let told = explain(s, from, number, &what, helper)?;
                 (s.tell)(&told);
                 t.found.push(told);
+                if t.found.len() as u64 >= s.config.most {
+                    break;
+                }
                 pair = Pair::new(s.engines, s.pool)?;
             }
         }

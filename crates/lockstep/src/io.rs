@@ -98,7 +98,10 @@ impl Recorder {
     }
 
     fn put_cpuid(&self, what: What, data: &[u8], answer: Option<u64>, cpuid: CpuidDynamic) {
-        if self.raised.load() != 0 {
+        // Only in the middle of an instruction: when an interrupt is taken none has begun yet, and the second engine, which
+        // is told how many have, would not stop there.
+        let by_instruction = !matches!(what, What::Acknowledge | What::Reset);
+        if by_instruction && self.raised.load() != 0 {
             self.stop.raise(StopToken::STOP);
         }
         let mut s = self.tape.state();

@@ -112,12 +112,19 @@ impl LockStep {
             return Ok(x);
         }
         let mut what = astray.unwrap_or_default();
-        if x.begun != y.begun || x.exit != y.exit {
-            let _infallible = write!(
-                what,
-                "\n{} began {} {:?}, {} began {} {:?}",
-                a.name, x.begun, x.exit, b.name, y.begun, y.exit
-            );
+        let mut line = |name: &str, u: u64, v: u64| {
+            if u != v {
+                let _infallible = write!(what, "\n{name}: {} {u:#x}, {} {v:#x}", a.name, b.name);
+            }
+        };
+        line("instructions", x.begun, y.begun);
+        for (name, (u, v)) in states::NAMES.iter().zip(x.gpr.iter().zip(&y.gpr)) {
+            line(name, *u, *v);
+        }
+        line("rip", x.rip, y.rip);
+        line("rflags", x.rflags, y.rflags);
+        if x.exit != y.exit {
+            let _infallible = write!(what, "\nend: {} {:?}, {} {:?}", a.name, x.exit, b.name, y.exit);
         }
         Err(what)
     }

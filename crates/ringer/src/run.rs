@@ -55,6 +55,10 @@ pub fn run(args: &RunArgs, started: Instant) -> anyhow::Result<ExitCode> {
     }
     spec.cpu.clone_from(&args.cpu);
     spec.engine.clone_from(&args.engine);
+    if args.engine.starts_with("lockstep") {
+        // Two engines would draw different numbers.
+        spec.cpu.push_str(",-rdrand,-rdseed");
+    }
     spec.protocol = protocol(&args.boot)?;
     if args.triple_fault == "reset" {
         spec.on_triple_fault = OnReset::Restart;

@@ -400,8 +400,9 @@ impl Gen<'_> {
                 if self.r.chance(60) && self.locked & 4 == 0 {
                     self.ra(&[0x8a], 2, lin + 8, false, &[]);
                 }
-                self.set(0, l::DATA_GPA + n * l::PAGE | P | W | U | NX);
-                self.ra(&[0x89], 0, entry(l::DATA_TABLE, lin), true, &[]);
+                // OR: in a loop it must not take accessed and dirty bits back.
+                let bits = (l::DATA_GPA + n * l::PAGE | P | W | U) as u32;
+                self.ra(&[0x81], 1, entry(l::DATA_TABLE, lin), true, &bits.to_le_bytes());
                 self.recent[1] = lin + 0x200;
                 self.straight();
             }
