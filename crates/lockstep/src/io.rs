@@ -233,7 +233,13 @@ impl CpuIo for Player {
         self.next(What::Store(gpa), Some(data));
     }
     fn pending(&self) -> Pending {
-        let p = self.0.state().pending.pop_front();
+        let mut s = self.0.state();
+        if s.astray.is_some() {
+            // The step is to come to its end, not to wait for an interrupt that the first did not take.
+            return Pending::default();
+        }
+        let p = s.pending.pop_front();
+        drop(s);
         let mut last = self.1.lock().unwrap_or_else(PoisonError::into_inner);
         match p {
             Some(p) => {

@@ -131,10 +131,13 @@ impl LockStep {
 
     /// Compares everything. Both drop their fast paths to RAM first.
     fn compare_all(&mut self) -> Result<(), String> {
+        // They also ask what is pending.
+        self.tape.turn(true);
         for s in &mut self.sides {
             s.stop.raise(StopToken::STOP);
             s.vcpu.run();
         }
+        self.tape.turn(false);
         self.tape.finish();
         let [a, b] = &self.sides;
         let mut out = Vec::new();
