@@ -106,7 +106,7 @@ impl TestIo {
         let s = self.note(what, at, &[0; 16][..n]);
         let seed = at ^ s.log.count << 32;
         for (i, b) in data.iter_mut().enumerate() {
-            *b = (mix(seed ^ i as u64 / 8) >> (i % 8 * 8)) as u8;
+            *b = (mix(seed ^ (i as u64 / 8)) >> (i % 8 * 8)) as u8;
         }
     }
 }

@@ -73,6 +73,12 @@ impl Side {
         debug_assert!(read.is_ok());
     }
 
+    /// Bytes of RAM.
+    pub fn read(&self, gpa: u64, to: &mut [u8]) {
+        let read = self.memory.read(gpa, to);
+        debug_assert!(read.is_ok());
+    }
+
     fn take_dirty(&self) -> Vec<u64> {
         self.memory.take_dirty().into_iter().next().unwrap_or_default()
     }

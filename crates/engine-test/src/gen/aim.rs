@@ -59,7 +59,7 @@ impl Gen<'_> {
     /// A register that holds a value near `t`, with the value.
     fn near(&mut self, t: u64) -> Option<(u8, u64)> {
         let start = self.r.below(16) as u8;
-        (0..16).map(|n| n + start & 15).find_map(|n| {
+        (0..16).map(|n| (n + start) & 15).find_map(|n| {
             let v = self.known[usize::from(n)]?;
             ((t.wrapping_sub(v) as i64).abs() < NEAR && (v > 0x1_0000)).then_some((n, v))
         })
@@ -70,7 +70,7 @@ impl Gen<'_> {
         let wanted = self.pointers & !self.locked;
         let reg = if wanted != 0 && self.r.chance(80) {
             let start = self.r.below(16) as u8;
-            (0..16).map(|n| n + start & 15).find(|n| wanted >> n & 1 != 0)
+            (0..16).map(|n| (n + start) & 15).find(|n| wanted >> n & 1 != 0)
         } else {
             self.free_reg()
         }?;

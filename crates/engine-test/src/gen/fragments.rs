@@ -99,7 +99,7 @@ impl Gen<'_> {
                 // What was absent appears: bits of an entry that had none.
                 let n = self.r.pick(&[4u64, 10]);
                 let at = entry(l::DATA_TABLE, l::DATA + n * l::PAGE);
-                c.absolute(&[0x48, 0x81], 1, at).imm32(l::DATA_GPA + n * l::PAGE | 7);
+                c.absolute(&[0x48, 0x81], 1, at).imm32((l::DATA_GPA + n * l::PAGE) | 7);
             }
         }
         c

@@ -14,7 +14,7 @@ mod smc;
 mod straight;
 mod system;
 
-pub use pool::Pool;
+pub use pool::{Pool, ends_or_leaves};
 
 use crate::layout as l;
 use crate::program::Program;

@@ -284,3 +284,46 @@ pub fn banned(m: M) -> bool {
             | M::Clgi
     )
 }
+
+/// What golden cases leave out: it halts, loads descriptor tables, selectors or control registers, or answers for the machine.
+#[must_use]
+pub fn ends_or_leaves(m: M) -> bool {
+    let fine = matches!(
+        m,
+        M::Cli
+            | M::Sti
+            | M::Clts
+            | M::Swapgs
+            | M::Invlpg
+            | M::Wbinvd
+            | M::Wbnoinvd
+            | M::Invd
+            | M::Stac
+            | M::Clac
+            | M::Enter
+            | M::Leave
+            | M::Popf
+            | M::Popfd
+            | M::Popfq
+            | M::Wrfsbase
+            | M::Wrgsbase
+            | M::In
+            | M::Out
+    );
+    banned(m) && !fine
+        || matches!(
+            m,
+            M::Iret
+                | M::Iretd
+                | M::Iretq
+                | M::Retf
+                | M::Syscall
+                | M::Sysret
+                | M::Sysretq
+                | M::Sysenter
+                | M::Sysexit
+                | M::Sysexitq
+                | M::Rsm
+                | M::Int
+        )
+}

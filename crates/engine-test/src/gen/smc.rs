@@ -40,7 +40,7 @@ impl Gen<'_> {
     /// One of the low registers that is not locked.
     fn slot_register(&mut self) -> u8 {
         let start = self.r.below(8) as u8;
-        (0..8).map(|n| n + start & 7).find(|n| self.locked >> n & 1 == 0).unwrap_or(0)
+        (0..8).map(|n| (n + start) & 7).find(|n| self.locked >> n & 1 == 0).unwrap_or(0)
     }
 
     /// The address at which the bytes at offset `off` of the code window are written.

@@ -298,7 +298,7 @@ impl Gen<'_> {
             }
             10 => {
                 // IRETQ to the next instruction.
-                self.to_next_by_iret();
+                self.iret_to_next();
             }
             _ => self.toggle_cr(4, cr4::OSFXSR, cr4::OSXSAVE),
         }
@@ -342,7 +342,7 @@ impl Gen<'_> {
         self.known[0] = None;
     }
 
-    fn to_next_by_iret(&mut self) {
+    fn iret_to_next(&mut self) {
         // PUSH SS; RSP as now; flags; CS; the next instruction.
         self.emit(&[0x6a, l::selector::KERNEL_DATA as u8]);
         self.emit(&[0x54]);
@@ -401,7 +401,7 @@ impl Gen<'_> {
                     self.ra(&[0x8a], 2, lin + 8, false, &[]);
                 }
                 // OR: in a loop it must not take accessed and dirty bits back.
-                let bits = (l::DATA_GPA + n * l::PAGE | P | W | U) as u32;
+                let bits = ((l::DATA_GPA + n * l::PAGE) | P | W | U) as u32;
                 self.ra(&[0x81], 1, entry(l::DATA_TABLE, lin), true, &bits.to_le_bytes());
                 self.recent[1] = lin + 0x200;
                 self.straight();
