@@ -1,4 +1,4 @@
-//! Debian's kernels as they are, with one and two processors, looked at from inside.
+//! Debian's kernels as they are, with one and two processors, under each software engine, looked at from inside.
 
 use crate::support::{Guard, LIMIT, guest, output, run};
 use std::collections::BTreeMap;
@@ -77,14 +77,15 @@ fn now_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
 }
 
-fn kernel(name: &'static str, cpus: usize, release: &str) {
+fn kernel(engine: &str, name: &'static str, cpus: usize, release: &str) {
     if guest(name).is_none() {
         return;
     }
     let before = now_s();
     let memory = format!("{MEMORY_MIB}M");
-    let args = ["--guest", name, "--cpus", &cpus.to_string(), "--memory", &memory, "--", "sh", "-c", INSIDE];
-    let ran = output(run(args)).ended(0);
+    let mut command = run(["--engine", engine, "--guest", name, "--cpus", &cpus.to_string()]);
+    command.args(["--memory", &memory, "--", "sh", "-c", INSIDE]);
+    let ran = output(command).ended(0);
     let after = now_s();
     assert_eq!(ran.error(), "");
     let r = Report::new(&ran.text());
@@ -152,44 +153,15 @@ fn log_is_clean(log: &[String]) {
     }
 }
 
-#[test]
-fn cloud_1() {
-    kernel("cloud", 1, "-cloud-amd64");
-}
-
-#[test]
-fn cloud_2() {
-    kernel("cloud", 2, "-cloud-amd64");
-}
-
-#[test]
-fn amd64_1() {
-    kernel("amd64", 1, "-amd64");
-}
-
-#[test]
-fn amd64_2() {
-    kernel("amd64", 2, "-amd64");
-}
-
-#[test]
-fn rt_1() {
-    kernel("rt", 1, "-rt-amd64");
-}
-
-#[test]
-fn rt_2() {
-    kernel("rt", 2, "-rt-amd64");
-}
-
 /// Boots the installer until its first dialog stands on the serial line.
-fn installer(cpus: &str) {
+fn installer(engine: &str, cpus: &str) {
     if guest("installer").is_none() {
         return;
     }
     // A terminal that its terminfo knows, and no second copy of the dialogs on the screen that is not there.
     let cmdline = "console=ttyS0 TERM=vt102";
-    let mut command = run(["--guest", "installer", "--cpus", cpus, "--memory", "1G", "--cmdline", cmdline]);
+    let mut command = run(["--engine", engine, "--guest", "installer", "--cpus", cpus]);
+    command.args(["--memory", "1G", "--cmdline", cmdline]);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
     let mut child = Guard(command.spawn().unwrap());
     let mut out = child.0.stdout.take().unwrap();
@@ -216,12 +188,54 @@ fn installer(cpus: &str) {
     }
 }
 
-#[test]
-fn installer_1() {
-    installer("1");
+macro_rules! tests {
+    ($($engine:ident)*) => {
+        $(mod $engine {
+            use super::{installer, kernel};
+
+            const ENGINE: &str = stringify!($engine);
+
+            #[test]
+            fn cloud_1() {
+                kernel(ENGINE, "cloud", 1, "-cloud-amd64");
+            }
+
+            #[test]
+            fn cloud_2() {
+                kernel(ENGINE, "cloud", 2, "-cloud-amd64");
+            }
+
+            #[test]
+            fn amd64_1() {
+                kernel(ENGINE, "amd64", 1, "-amd64");
+            }
+
+            #[test]
+            fn amd64_2() {
+                kernel(ENGINE, "amd64", 2, "-amd64");
+            }
+
+            #[test]
+            fn rt_1() {
+                kernel(ENGINE, "rt", 1, "-rt-amd64");
+            }
+
+            #[test]
+            fn rt_2() {
+                kernel(ENGINE, "rt", 2, "-rt-amd64");
+            }
+
+            #[test]
+            fn installer_1() {
+                installer(ENGINE, "1");
+            }
+
+            #[test]
+            fn installer_2() {
+                installer(ENGINE, "2");
+            }
+        })*
+    };
 }
 
-#[test]
-fn installer_2() {
-    installer("2");
-}
+tests! { interpreter translator }

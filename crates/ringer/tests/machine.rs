@@ -50,7 +50,7 @@ fn the_console_is_standard_output_and_debug_exit_the_status() {
 #[test]
 fn auto_says_which_engine_runs_and_stats_what_it_did() {
     let out = Sector::new(SAYS_AB).run(&["--engine", "auto", "--stats"]);
-    is(&out, 43, b"AB", "ringer: engine interpreter: ");
+    is(&out, 43, b"AB", "ringer: engine translator: ");
     is(&out, 43, b"AB", "guest instructions");
     is(&out, 43, b"AB", "first userspace        never");
 }
