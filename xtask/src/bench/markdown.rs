@@ -16,8 +16,11 @@ fn table(rows: &Rows) -> String {
     out
 }
 
+/// What stands under the heading if processor time was counted.
+const CPU_TIME: &str = "\n*These are processor times (`--cpu-time`), but for those with two processors: the host had other things to do.*\n";
+
 /// The whole page.
-pub fn page(r: &Results, host: &str, rounds: u32) -> String {
+pub fn page(r: &Results, host: &str, rounds: u32, cpu_time: bool) -> String {
     let mut out = format!(
         "# Performance\n\n\
          Written by `cargo xtask bench --write`; [testing.md](testing.md#speed) says how it measures. Medians of {rounds} rounds, in which \
@@ -26,6 +29,9 @@ pub fn page(r: &Results, host: &str, rounds: u32) -> String {
          *X / native* is a slowdown: how many times longer than on the host. *QEMU / X* is a speed: how many times faster than \
          QEMU.\n"
     );
+    if cpu_time {
+        out.push_str(CPU_TIME);
+    }
     let mut section = |heading: &str, rows: &Rows| {
         if rows.len() > 1 {
             out.push_str(&format!("\n## {heading}\n\n{}", table(rows)));
@@ -52,6 +58,13 @@ pub fn page(r: &Results, host: &str, rounds: u32) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn says_what_was_counted() {
+        let r = Results::new(Vec::new(), vec![1]);
+        assert!(!page(&r, "a host", 3, false).contains(CPU_TIME));
+        assert!(page(&r, "a host", 3, true).contains(CPU_TIME));
+    }
 
     #[test]
     fn tables_are_markdown() {

@@ -48,7 +48,12 @@ impl Measurement<'_> {
                         1,
                         Some("-"),
                     ))?;
-                    let took = s.boot().and_then(|t| s.ready().map(|()| t));
+                    let before = Snapshot::of(s.pid());
+                    let took = s.boot().map(|t| {
+                        let share = before.share_until(&Snapshot::of(s.pid()));
+                        if self.options.cpu_time { t.mul_f64(share) } else { t }
+                    });
+                    let took = took.and_then(|t| s.ready().map(|()| t));
                     if let Ok(t) = &took {
                         eprintln!("xtask: round {round}: boot, {} {}", title(side), seconds(t.as_secs_f64()));
                     }

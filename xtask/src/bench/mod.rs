@@ -97,7 +97,7 @@ pub fn run(options: &Options) -> Result<bool> {
     println!("{}", table::text(&results));
     if options.write {
         let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/performance.md");
-        let text = markdown::page(&results, &host::describe(), options.rounds);
+        let text = markdown::page(&results, &host::describe(), options.rounds, options.cpu_time);
         std::fs::write(&page, text).with_context(|| format!("cannot write {}", page.display()))?;
     }
     Ok(results.failures().is_empty())
