@@ -16,8 +16,8 @@ use crate::cpu::Cpu;
 use crate::host::Unit;
 use crate::sites::Site;
 use iced_x86::{
-    Code, ConditionCode, Decoder, DecoderOptions, Instruction, InstructionInfoFactory,
-    Mnemonic as M, OpAccess, OpKind, Register, RflagsBits,
+    Code, ConditionCode, Decoder, DecoderOptions, Instruction, InstructionInfoFactory, Mnemonic as M,
+    OpAccess, OpKind, Register, RflagsBits,
 };
 use ringer_arch::cpu::Vendor;
 use std::mem::offset_of;
@@ -605,7 +605,12 @@ impl Emit<'_> {
             return None;
         }
         out.set_code(encodable(i.code()));
-        self.emit_native(i, &mut out, &regs, Plan { memory, access, unit, aligned, pointers, member: n.member })
+        self.emit_native(
+            i,
+            &mut out,
+            &regs,
+            Plan { memory, access, unit, aligned, pointers, member: n.member },
+        )
     }
 
     fn emit_native(

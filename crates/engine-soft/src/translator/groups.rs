@@ -6,7 +6,8 @@
 
 use super::classify::Class;
 use iced_x86::{
-    Code, Instruction, InstructionInfoFactory, InstructionInfoOptions, Mnemonic as M, OpAccess, OpKind, Register,
+    Code, Instruction, InstructionInfoFactory, InstructionInfoOptions, Mnemonic as M, OpAccess, OpKind,
+    Register,
 };
 
 /// The most bytes that one check covers.
@@ -90,9 +91,13 @@ pub fn writes(a: OpAccess) -> bool {
 fn access(n: &Insn) -> Option<Access> {
     let i = &n.i;
     match n.class {
-        Class::Push if i.op0_kind() != OpKind::Memory => Some(Access { base: RSP, offset: -8, size: 8, write: true }),
+        Class::Push if i.op0_kind() != OpKind::Memory => {
+            Some(Access { base: RSP, offset: -8, size: 8, write: true })
+        }
         Class::Call => Some(Access { base: RSP, offset: -8, size: 8, write: true }),
-        Class::Pop if number(i.op0_register()) != RSP => Some(Access { base: RSP, offset: 0, size: 8, write: false }),
+        Class::Pop if number(i.op0_register()) != RSP => {
+            Some(Access { base: RSP, offset: 0, size: 8, write: false })
+        }
         Class::Ret if i.op_count() == 0 => Some(Access { base: RSP, offset: 0, size: 8, write: false }),
         Class::Native { .. } if i.mnemonic() != M::Lea => {
             let m = (0..i.op_count()).find(|k| i.op_kind(*k) == OpKind::Memory)?;
@@ -103,7 +108,12 @@ fn access(n: &Insn) -> Option<Access> {
             let offset = i.memory_displacement64() as i64;
             let size = i.memory_size().size() as i64;
             let near = (-MOST_BYTES * 8..MOST_BYTES * 8).contains(&offset) && (1..=64).contains(&size);
-            (plain && near).then(|| Access { base: number(base), offset, size, write: writes(n.access[m as usize]) })
+            (plain && near).then(|| Access {
+                base: number(base),
+                offset,
+                size,
+                write: writes(n.access[m as usize]),
+            })
         }
         _ => None,
     }
@@ -115,7 +125,9 @@ fn silently_written(m: M) -> u16 {
     const RCX: u16 = 2;
     const RDX: u16 = 4;
     match m {
-        M::Mul | M::Imul | M::Div | M::Idiv | M::Cmpxchg8b | M::Cmpxchg16b | M::Cwd | M::Cdq | M::Cqo => RAX | RDX,
+        M::Mul | M::Imul | M::Div | M::Idiv | M::Cmpxchg8b | M::Cmpxchg16b | M::Cwd | M::Cdq | M::Cqo => {
+            RAX | RDX
+        }
         M::Cmpxchg | M::Cbw | M::Cwde | M::Cdqe | M::Lahf | M::Fnstsw => RAX,
         M::Pcmpestri | M::Pcmpistri | M::Vpcmpestri | M::Vpcmpistri => RCX,
         _ => 0,
@@ -131,7 +143,9 @@ fn written(n: &Insn) -> u16 {
         _ => {}
     }
     (0..i.op_count())
-        .filter(|k| i.op_kind(*k) == OpKind::Register && i.op_register(*k).is_gpr() && writes(n.access[*k as usize]))
+        .filter(|k| {
+            i.op_kind(*k) == OpKind::Register && i.op_register(*k).is_gpr() && writes(n.access[*k as usize])
+        })
         .fold(silently_written(i.mnemonic()), |w, k| w | 1 << number(i.op_register(k)))
 }
 

@@ -699,7 +699,13 @@ impl Translator {
 }
 
 /// Lets the interpreter execute `d` at `rip`.
-fn execute_one(cpu: &mut Cpu, d: &Decoded, rip: u64, following: u64, exits: Option<&mut Box<Exits>>) -> R<()> {
+fn execute_one(
+    cpu: &mut Cpu,
+    d: &Decoded,
+    rip: u64,
+    following: u64,
+    exits: Option<&mut Box<Exits>>,
+) -> R<()> {
     cpu.rip = rip;
     cpu.next_rip = following;
     cpu.last_mnemonic = d.insn.mnemonic();
