@@ -557,9 +557,10 @@ impl Cpu {
     pub fn load_hit<T: GuestInt>(&self, lin: u64) -> Option<T> {
         // SAFETY: `cur` points to ENTRIES entries; the index is masked.
         let e = unsafe { &*self.mmu.cur.add(index_of(lin)) };
-        // SAFETY: the tag matched: the invariant of this module.
         let off = lin.wrapping_sub(e.read);
-        (off <= PAGE_SIZE - T::SIZE).then(|| unsafe { T::load(e.host.wrapping_add(off) as *const u8) })
+        // SAFETY: the tag matched: the invariant of this module.
+        let load = || unsafe { T::load(e.host.wrapping_add(off) as *const u8) };
+        (off <= PAGE_SIZE - T::SIZE).then(load)
     }
 
     /// Stores to `lin` if the TLB in force has a fast entry for it, and says whether it had.

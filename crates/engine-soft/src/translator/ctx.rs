@@ -148,7 +148,8 @@ pub mod off {
 #[must_use]
 #[inline]
 pub fn jump_index(lin: u64) -> usize {
-    (lin.wrapping_mul(JUMP_FACTOR as u64) >> JUMP_SHIFT) as usize / size_of::<Jump>() & (JUMPS - 1)
+    let offset = (lin.wrapping_mul(JUMP_FACTOR as u64) >> JUMP_SHIFT) as usize;
+    (offset / size_of::<Jump>()) & (JUMPS - 1)
 }
 
 /// What guest addresses are multiplied with: their low halves alone leave a program's hot places in each other's way.

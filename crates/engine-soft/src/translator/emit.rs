@@ -1131,7 +1131,7 @@ impl Emit<'_> {
             self.a.load(R11, ctx(off::TMP + 16));
             self.store.ops[op as usize].undo = size as i8;
         }
-        self.to_r11(op);
+        self.go_to_r11(op);
     }
 
     fn ret(&mut self, i: &Instruction, member: Option<Member>) {
@@ -1151,11 +1151,11 @@ impl Emit<'_> {
             op = self.new_op(i);
         }
         self.store.ops[op as usize].undo = -by as i8;
-        self.to_r11(op);
+        self.go_to_r11(op);
     }
 
     /// Goes on at the guest address in R11.
-    fn to_r11(&mut self, op: u32) {
+    fn go_to_r11(&mut self, op: u32) {
         debug_assert!(self.flags != Flags::Host, "R11 would be lost");
         self.tally(self.executed + 1);
         let a = &mut self.a;

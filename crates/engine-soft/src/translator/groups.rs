@@ -192,7 +192,7 @@ fn spares_r10(n: &Insn) -> bool {
             if i.mnemonic() == M::Lea {
                 let base = i.memory_base();
                 let dest = number(i.op0_register());
-                return !in_context(dest) && !(base.is_gpr() && in_context(number(base)));
+                return !(in_context(dest) || base.is_gpr() && in_context(number(base)));
             }
             (named & 0b1110_0000_0000).count_ones() < 2
         }

@@ -11,6 +11,7 @@ pub mod asm;
 mod classify;
 pub mod ctx;
 mod emit;
+mod exits;
 mod groups;
 mod key;
 mod perf;

@@ -125,7 +125,7 @@ pub struct Store {
     pub site_op: Vec<u32>,
     by_gpa: Map<(u64, u8), u32>,
     pages: Map<u64, Page>,
-    decoded: Vec<Box<Decoded>>,
+    decoded: Vec<Decoded>,
     /// Guest-physical addresses of instructions whose accesses have no locality.
     pub scattered: HashSet<u64>,
     /// Where each page with code was entered at, under each generation of code addresses.
@@ -371,7 +371,7 @@ impl Store {
     pub fn decoded(&mut self, op: u32, make: impl FnOnce(&[u8]) -> Decoded) -> &Decoded {
         if self.ops[op as usize].decoded == 0 {
             let d = make(bytes_of(&self.ops, &self.blocks, op));
-            self.decoded.push(Box::new(d));
+            self.decoded.push(d);
             self.ops[op as usize].decoded = self.decoded.len() as u32;
         }
         &self.decoded[self.ops[op as usize].decoded as usize - 1]

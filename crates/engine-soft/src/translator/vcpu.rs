@@ -2,6 +2,7 @@
 
 use super::ctx::{CtxBox, Jump, exit, jump_index};
 use super::emit::{self, Source, Versions};
+use super::exits::Exits;
 use super::groups::Insn;
 use super::store::{Op, Store, clear_jumps};
 use super::{area, key};
@@ -43,52 +44,11 @@ pub struct Translator {
     exits: Option<Box<Exits>>,
 }
 
-/// Why translated code was left, for those who tune it (`RINGER_EXITS`).
-#[derive(Debug, Default)]
-struct Exits {
-    kinds: [u64; 8],
-    interpreted: std::collections::HashMap<iced_x86::Mnemonic, u64>,
-    filled: u64,
-    why: std::collections::HashMap<(&'static str, u32), u64>,
-    pairs: std::collections::HashMap<(u64, u64), u64>,
-    dispatched: u64,
-    found: u64,
-}
-
-impl Drop for Translator {
-    fn drop(&mut self) {
-        if let Some(e) = &self.exits {
-            eprintln!("exits: {:?}", e.kinds);
-            eprintln!(
-                "dispatched {} found {} filled {} clearings {}",
-                e.dispatched, e.found, e.filled, self.store.clearings
-            );
-            eprintln!(
-                "in use {:?} blocks {} scattered {}",
-                self.store.in_use(),
-                self.store.blocks.len(),
-                self.store.scattered.len()
-            );
-            eprintln!("{:?}", e.why);
-            let mut all: Vec<_> = e.pairs.iter().collect();
-            all.sort_by_key(|(_, n)| std::cmp::Reverse(**n));
-            for (m, n) in all.iter().take(10) {
-                eprintln!("  {m:x?} {n}");
-            }
-            let mut all: Vec<_> = e.interpreted.iter().collect();
-            all.sort_by_key(|(_, n)| std::cmp::Reverse(**n));
-            for (m, n) in all.iter().take(30) {
-                eprintln!("  {m:?} {n}");
-            }
-        }
-    }
-}
+/// Stands for the operand of an x87 instruction that has none, or of none.
+const NO_OPERAND: u64 = u64::MAX;
 
 /// A stop word that is always raised.
 static ALWAYS: AtomicU32 = AtomicU32::new(1);
-
-/// No x87 instruction with a memory operand has run since the state was loaded: an address that is not canonical.
-const NO_OPERAND: u64 = 1 << 62;
 
 /// Versions of a page's code from which on it is taken for one that keeps changing.
 const RESTLESS: u32 = 16;
@@ -143,7 +103,7 @@ impl Translator {
             dropped: Vec::new(),
             count: std::env::var_os("RINGER_COUNT").is_some(),
             adjust: 0,
-            exits: std::env::var_os("RINGER_EXITS").map(|_| Box::default()),
+            exits: Exits::wanted(),
         })
     }
 
@@ -430,24 +390,6 @@ impl Translator {
                     return self.execute(op);
                 }
                 self.interp.cpu.rip = arg & self.ip_mask();
-                if let Some(e) = &mut self.exits {
-                    let j = self.ctx.get().jumps[jump_index(arg)];
-                    let k = if self.interp.cpu.stop.load() != 0 {
-                        "stop"
-                    } else if j.lin != arg && j.gen_key == 0 {
-                        "empty"
-                    } else if j.lin != arg {
-                        "other"
-                    } else if j.gen_key == 0 {
-                        "cleared"
-                    } else {
-                        "gen"
-                    };
-                    *e.why.entry((k, self.key & key::USER)).or_default() += 1;
-                    if k == "other" {
-                        *e.pairs.entry((arg, j.lin)).or_default() += 1;
-                    }
-                }
                 Ok(Next::Dispatch)
             }
             exit::INTERP => self.execute(arg as u32),
@@ -719,6 +661,16 @@ fn execute_one(
     }
     cpu.rip = cpu.next_rip;
     Ok(())
+}
+
+impl Drop for Translator {
+    fn drop(&mut self) {
+        if let Some(e) = &self.exits {
+            let (code, sites) = self.store.in_use();
+            eprint!("{e}translated code: {code} bytes, {sites} sites, {} blocks, ", self.store.blocks.len());
+            eprintln!("{} scattered; cleared {} times", self.store.scattered.len(), self.store.clearings);
+        }
+    }
 }
 
 impl Vcpu for Translator {

@@ -1,0 +1,49 @@
+//! Why translated code was left: counted for those who tune it, when `RINGER_EXITS` is set, and told when the processor goes.
+
+use iced_x86::Mnemonic;
+use std::collections::HashMap;
+use std::fmt;
+
+/// The environment variable that asks for the counts.
+const VARIABLE: &str = "RINGER_EXITS";
+/// Instructions that are named.
+const MOST: usize = 30;
+
+/// The counts.
+#[derive(Debug, Default)]
+pub struct Exits {
+    /// By [`super::ctx::exit`].
+    pub kinds: [u64; 8],
+    /// Instructions that the interpreter executed in the middle of blocks.
+    pub interpreted: HashMap<Mnemonic, u64>,
+    /// Sites filled by a page walk, or from an entry that the miss stub could not take.
+    pub filled: u64,
+    /// Entries from outside, and those of them that neither the jump cache nor a link knew.
+    pub dispatched: u64,
+    #[allow(missing_docs)]
+    pub found: u64,
+}
+
+impl Exits {
+    /// Counts, if they are asked for.
+    #[must_use]
+    pub fn wanted() -> Option<Box<Exits>> {
+        std::env::var_os(VARIABLE).map(|_| Box::default())
+    }
+}
+
+impl fmt::Display for Exits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = ["", "link", "indirect", "interpreter", "memory", "fault", "stale", "x87"];
+        for (name, n) in names.iter().zip(self.kinds).skip(1) {
+            write!(f, "{name} {n}, ")?;
+        }
+        writeln!(f, "dispatched {} (looked up {}), filled {}", self.dispatched, self.found, self.filled)?;
+        let mut all: Vec<_> = self.interpreted.iter().collect();
+        all.sort_by_key(|(_, n)| std::cmp::Reverse(**n));
+        for (m, n) in all.iter().take(MOST) {
+            writeln!(f, "  {m:?} {n}")?;
+        }
+        Ok(())
+    }
+}
