@@ -42,6 +42,7 @@ guests! {
     "msr", 1, ANY, DebugExit, "CPUID, MSRs and control registers: what there is, what is refused";
     "io", 1, ANY, DebugExit, "port sizes, string I/O, IOPL and the TSS's bitmap";
     "timer", 1, ANY, DebugExit, "TSC, PM timer, HPET, PIT and LAPIC timer against each other";
+    "latency", 1, ANY, DebugExit, "a timer interrupt reaches loops of all shapes in ring 3 within a millisecond";
     "reset", 1, ANY, DebugExitAfterResets, "reset by i8042, port 0xCF9 and triple fault";
     "poweroff", 1, ANY, PowerOff, "power-off by ACPI";
     "strings", 1, ANY, DebugExit, "REP instructions: counts, direction, address sizes, faults mid-way";

@@ -107,6 +107,7 @@ tests! {
     msr "msr",
     io "io",
     timer "timer",
+    latency "latency",
     reset "reset",
     poweroff "poweroff",
     strings "strings",
