@@ -195,6 +195,7 @@ pub struct Mmu {
     /// Some entry for the upper half of the address space is not global.
     local_high: bool,
     writers: Writers,
+    watched_code: Box<[WatchedCode; WATCHED_CODE]>,
     /// What translated code's sites hold.
     pub sites: Sites,
 }
@@ -231,6 +232,7 @@ impl Mmu {
             kernel_code_local: false,
             local_high: false,
             writers: Writers(Box::new([0; WRITERS])),
+            watched_code: Box::new([WatchedCode::default(); WATCHED_CODE]),
             sites: Sites::none(),
         }
     }
@@ -263,10 +265,22 @@ impl Mmu {
         self.kernel_gen = self.fresh_gen();
     }
 
-    /// Whether code in the page at `gpa` has been written over so often that fast writes to it do not pay: each time it becomes code
-    /// again, they would have to be sought out and dropped.
-    fn keeps_changing(&self, gpa: u64) -> bool {
-        self.memory.code_version(gpa) >= OFTEN
+    /// Whether code in the page at `gpa` has of late been written over so often that fast writes to it do not pay: each time it becomes
+    /// code again, they would have to be sought out and dropped. Pages that are code now and data then, as memory goes from
+    /// one program to the next, are not meant.
+    pub fn keeps_changing(&mut self, gpa: u64) -> bool {
+        let (page, version) = (gpa / PAGE_SIZE, self.memory.code_version(gpa));
+        if version < OFTEN {
+            return false;
+        }
+        // SAFETY: every x86-64 processor has RDTSC, and Linux lets programs use it.
+        let period = unsafe { core::arch::x86_64::_rdtsc() } >> PERIOD_BITS;
+        let w = &mut self.watched_code[page as usize & (WATCHED_CODE - 1)];
+        if w.page != page || w.period != period {
+            *w = WatchedCode { page, period, version };
+            return false;
+        }
+        version.wrapping_sub(w.version) >= OFTEN
     }
 
     /// Entries of the table in force, for translated code.
@@ -458,8 +472,21 @@ impl Mmu {
     }
 }
 
-/// Versions of a page's code after which it is taken for one that keeps changing.
+/// Changes of a page's code within a period after which it is taken for one that keeps changing.
 const OFTEN: u32 = 4;
+/// log2 of the ticks of the host's TSC in a period: about a tenth of a second.
+const PERIOD_BITS: u32 = 28;
+/// Pages that are watched at once for changes of their code.
+const WATCHED_CODE: usize = 256;
+
+/// The version that a page's code had when it was first looked at in a period.
+#[derive(Clone, Copy, Default)]
+struct WatchedCode {
+    page: u64,
+    period: u64,
+    version: u32,
+}
+
 /// Words of [`Mmu::fetched`].
 const FETCHED_WORDS: usize = 64;
 

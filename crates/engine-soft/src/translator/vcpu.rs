@@ -50,9 +50,7 @@ const NO_OPERAND: u64 = u64::MAX;
 /// A stop word that is always raised.
 static ALWAYS: AtomicU32 = AtomicU32::new(1);
 
-/// Versions of a page's code from which on it is taken for one that keeps changing.
-const RESTLESS: u32 = 16;
-/// How often code of such a page runs before it is translated.
+/// How often code of a page that keeps changing runs before it is translated.
 const RUNS: u32 = 8;
 /// Places of such code that are remembered.
 const MOST_YOUNG: usize = 4096;
@@ -194,7 +192,7 @@ impl Translator {
         }
         let version = self.interp.cpu.mmu.memory().code_version(gpa);
         let found = self.store.find(gpa, self.key, version).filter(|b| self.second_page_holds(*b, vpage));
-        if found.is_none() && version >= RESTLESS && self.is_young(gpa, version) {
+        if found.is_none() && self.interp.cpu.mmu.keeps_changing(gpa) && self.is_young(gpa, version) {
             return Ok(None);
         }
         let Some(block) = found.or_else(|| self.translate(lin, gpa)) else { return Ok(None) };
