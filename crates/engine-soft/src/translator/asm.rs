@@ -535,8 +535,8 @@ mod tests {
             a.cmp_mem_imm8(rip(0x1_0000), 1);
             a.jmp_mem(ctx(0x1018).index(R10, 0));
         });
-        let want = "mov r10,[rsp+8];mov [rsp+1000h],r11;sub r10,[20000h];cmp r11,[rsp+r10+1000h];\
-                    lea r10,[r9-8];lea r10,[r13];lea r10,[rbp+r12*8];lea r10d,[rcx*4+10h];cmp dword ptr [10000h],1;\
+        let want = "mov r10,[rsp+8h];mov [rsp+1000h],r11;sub r10,[20000h];cmp r11,[rsp+r10+1000h];\
+                    lea r10,[r9-8h];lea r10,[r13];lea r10,[rbp+r12*8];lea r10d,[rcx*4+10h];cmp dword ptr [10000h],1h;\
                     jmp qword ptr [rsp+r10+1018h];";
         assert_eq!(t, want);
     }
@@ -554,8 +554,8 @@ mod tests {
             a.shr(R11, 7);
             a.jmp_to(0x1_0000);
         });
-        let want = "mov r11d,7;mov r11,0FFFFFFFFFFFFFFFFh;mov r10,123456789ABCh;cmp r10,0FF8h;ja near ptr 0000000000010032h;\
-                    and r11d,1FFE0h;shr r11,7;jmp near ptr 0000000000010000h;";
+        let want = "mov r11d,7h;mov r11,0FFFFFFFFFFFFFFFFh;mov r10,123456789ABCh;cmp r10,0FF8h;ja 1002Bh;\
+                    and r11d,1FFE0h;shr r11,7h;jmp 10000h;";
         assert_eq!(t, want);
     }
 }
