@@ -887,8 +887,8 @@ impl Emit<'_> {
     fn push_memory(&mut self, i: &Instruction) {
         let size = self.slot_size();
         let op = self.new_op(i);
-        let before = self.a.pos();
         self.spill();
+        let before = self.a.pos();
         if self.address(i, R10).is_none() || self.add_segment(i).is_none() {
             self.a.code.truncate(before);
             self.store.ops.pop();

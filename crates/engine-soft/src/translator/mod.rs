@@ -18,6 +18,8 @@ mod perf;
 pub mod store;
 mod stubs;
 mod system;
+#[cfg(test)]
+mod tests;
 mod vcpu;
 mod vm;
 
