@@ -32,3 +32,18 @@ fn flags_outlive_a_push_that_is_interpreted() {
     let t = run(cpu, &code, 5, 1 << 20);
     assert_eq!(t.state().gpr[1], 5);
 }
+
+/// Making room for code while x87 state is in the host's registers: its pointers name an instruction that is dropped.
+#[test]
+fn x87_pointers_outlive_the_code() {
+    let cpu = testing::long(Vendor::Intel);
+    // fld1; jmp to the next, often enough to fill the area; hlt
+    let mut code = vec![0xd9, 0xe8];
+    for _ in 0..1500 {
+        code.extend([0xeb, 0]);
+    }
+    code.push(0xf4);
+    let t = run(cpu, &code, 1400, 64 << 10);
+    // FXSAVE's FIP.
+    assert_eq!(u64::from_le_bytes(t.state().xsave[8..16].try_into().unwrap()), CODE);
+}

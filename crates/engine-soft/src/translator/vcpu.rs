@@ -122,6 +122,8 @@ impl Translator {
     }
 
     fn clear(&mut self) {
+        // Its pointers are those of an instruction that is about to be forgotten.
+        self.unload_x87();
         self.store.clear();
         self.interp.cpu.mmu.sites.forget();
         clear_jumps(self.ctx.get_mut());
