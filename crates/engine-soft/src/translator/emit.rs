@@ -112,6 +112,12 @@ pub fn decode(cpu: &Cpu, store: &mut Store, s: &Source<'_>, into: &mut Vec<Insn>
             break;
         }
     }
+    if let Some(last) = into.last_mut()
+        && last.class == Class::Sti
+    {
+        // The stop word may be looked at behind a block, and no interrupt may come in its shadow.
+        last.class = Class::InterpLast;
+    }
     if s.key & key::BITS64 != 0 {
         groups::find(into);
     }
