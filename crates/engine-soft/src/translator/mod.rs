@@ -12,6 +12,8 @@ mod classify;
 pub mod ctx;
 mod emit;
 mod exits;
+#[cfg(test)]
+mod golden;
 mod groups;
 mod key;
 mod perf;
