@@ -378,6 +378,10 @@ impl Emit<'_> {
                 self.count_jump(i);
                 return false;
             }
+            Class::Call if !within_reach(self.target(i)) => {
+                self.interp_last(i);
+                return false;
+            }
             Class::Call => {
                 let op = self.push_return(i, n.member);
                 let t = self.target(i);
@@ -1021,6 +1025,10 @@ impl Emit<'_> {
 
     fn jump(&mut self, i: &Instruction) -> bool {
         let target = self.target(i);
+        if !within_reach(target) {
+            self.interp_last(i);
+            return false;
+        }
         let code = match i.condition_code() {
             ConditionCode::None => {
                 self.executed += 1;
@@ -1030,10 +1038,6 @@ impl Emit<'_> {
             }
             c => c as u8 - ConditionCode::o as u8,
         };
-        if !(-0x7fff_0000..=0x7fff_0000).contains(&target) {
-            self.interp(i);
-            return true;
-        }
         self.spill();
         let bit = match code >> 1 {
             0 => Some((0, 1)),
@@ -1285,6 +1289,11 @@ impl Cold {
             Cold::Link { from, .. } => from.first().map(|p| p.0),
         }
     }
+}
+
+/// Whether a jump's distance, from the start of its page, surely fits what moves [`off::VPAGE`].
+fn within_reach(target: i64) -> bool {
+    (-0x7fff_0000..=0x7fff_0000).contains(&target)
 }
 
 /// The count of a shift if it is an immediate, as the processor masks it.
