@@ -479,6 +479,8 @@ impl Emit<'_> {
         let field = match i.memory_segment() {
             Register::FS => off::FS,
             Register::GS => off::GS,
+            // Never for writing, and not always for reading.
+            Register::CS if !self.wide() => return None,
             _ => return Some(()),
         };
         if !self.wide() {

@@ -33,6 +33,17 @@ fn flags_outlive_a_push_that_is_interpreted() {
     assert_eq!(t.state().gpr[1], 5);
 }
 
+/// A code segment cannot be written through.
+#[test]
+fn writes_through_cs_fault() {
+    let mut cpu = testing::protected(Vendor::Intel);
+    cpu.regs[0] = 5;
+    let memory = cpu.mmu.memory().clone();
+    // mov cs:[0x9000], eax
+    run(cpu, &[0x2e, 0xa3, 0, 0x90, 0, 0], 1, 1 << 20);
+    assert_eq!(memory.load::<u32>(0x9000).unwrap(), 0);
+}
+
 /// Making room for code while x87 state is in the host's registers: its pointers name an instruction that is dropped.
 #[test]
 fn x87_pointers_outlive_the_code() {
