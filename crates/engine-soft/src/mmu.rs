@@ -80,6 +80,12 @@ impl Large {
         set[word] |= bit;
     }
 
+    fn add(&mut self, other: Large) {
+        for (a, b) in self.small.iter_mut().chain(&mut self.huge).zip(other.small.iter().chain(&other.huge)) {
+            *a |= b;
+        }
+    }
+
     fn covers(&self, lin: u64) -> bool {
         let (w, b) = Large::bit(lin >> 22);
         let (w2, b2) = Large::bit(lin >> 30);
@@ -141,7 +147,8 @@ impl Table {
         self.careful[i] = t;
     }
 
-    fn flush(&mut self, keep_global: bool, w: &mut Writers) {
+    /// Returns what it does not know any more of large pages.
+    fn flush(&mut self, keep_global: bool, w: &mut Writers) -> Large {
         let mut live = std::mem::take(&mut self.live);
         live.retain(|&i| {
             let i = i as usize;
@@ -152,10 +159,8 @@ impl Table {
             self.is_live[i] = false;
             false
         });
-        if live.is_empty() {
-            self.large = Large::default();
-        }
         self.live = live;
+        if self.live.is_empty() { std::mem::take(&mut self.large) } else { Large::default() }
     }
 
     fn flush_writes(&mut self, w: &mut Writers) {
@@ -196,6 +201,8 @@ pub struct Mmu {
     local_high: bool,
     writers: Writers,
     watched_code: Box<[WatchedCode; WATCHED_CODE]>,
+    /// Where large pages lie that tables have forgotten: sites, and code by its generation, may outlive the entries they came from.
+    forgotten: Large,
     /// What translated code's sites hold.
     pub sites: Sites,
 }
@@ -233,6 +240,7 @@ impl Mmu {
             local_high: false,
             writers: Writers(Box::new([0; WRITERS])),
             watched_code: Box::new([WatchedCode::default(); WATCHED_CODE]),
+            forgotten: Large::default(),
             sites: Sites::none(),
         }
     }
@@ -359,7 +367,7 @@ impl Mmu {
             }
         }
         for t in &mut self.tables[slot * MODES..(slot + 1) * MODES] {
-            t.flush(keep_global, &mut self.writers);
+            self.forgotten.add(t.flush(keep_global, &mut self.writers));
         }
         self.slot_gen[slot] = self.fresh_gen();
         self.current_gen = self.slot_gen[self.slot];
@@ -396,7 +404,7 @@ impl Mmu {
     pub fn flush_page(&mut self, lin: u64) {
         let i = index_of(lin);
         let page = lin & !0xfff;
-        let mut large = false;
+        let mut large = self.forgotten.covers(lin);
         for t in &mut self.tables {
             if t.large.covers(lin) {
                 large = true;
@@ -409,6 +417,7 @@ impl Mmu {
             }
         }
         if large {
+            self.forgotten = Large::default();
             self.sites.drop_all();
         } else {
             self.sites.drop_page(page);

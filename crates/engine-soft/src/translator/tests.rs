@@ -6,6 +6,7 @@ use crate::run::Interpreter;
 use crate::shoot::Shared;
 use crate::sys::testing::{self, CODE};
 use ringer_arch::cpu::Vendor;
+use ringer_arch::regs::cr4;
 use ringer_engine::{Until, Vcpu};
 use std::sync::Arc;
 use std::time::Instant;
@@ -42,6 +43,26 @@ fn writes_through_cs_fault() {
     // mov cs:[0x9000], eax
     run(cpu, &[0x2e, 0xa3, 0, 0x90, 0, 0], 1, 1 << 20);
     assert_eq!(memory.load::<u32>(0x9000).unwrap(), 0);
+}
+
+/// INVLPG is for all of a large page, also when the address space that it was looked up in has had to make room for others.
+#[test]
+fn large_pages_are_forgotten_as_a_whole() {
+    let mut cpu = testing::long(Vendor::Intel);
+    // The 1 GiB page is global.
+    cpu.mmu.memory().store(0x9000, 0x187u64).unwrap();
+    cpu.cr4 |= cr4::PGE | cr4::PCIDE;
+    let (root, lin) = (cpu.cr3, 0xffff_8000_0001_0000);
+    for pcid in 1..12 {
+        cpu.cr3 = root | pcid;
+        cpu.select_tlb();
+        if pcid == 1 {
+            cpu.fetch_gpa(lin).unwrap();
+        }
+    }
+    let before = cpu.mmu.code_generation(false);
+    cpu.mmu.flush_page(lin + 0x1000);
+    assert_ne!(cpu.mmu.code_generation(false), before);
 }
 
 /// Making room for code while x87 state is in the host's registers: its pointers name an instruction that is dropped.
