@@ -483,10 +483,10 @@ impl Interpreter {
 
     /// Files a decoded block under the version of its page, and asks for a shoot-down if fast writes to it may be about.
     fn seal(&mut self, gpa: u64, d: decode::Decoded, bytes: &[u8]) -> Block {
-        let (version, cached) = self.cpu.mmu.memory().mark_code(gpa, u64::from(d.len));
+        let (version, cached) =
+            self.shared.mark_code(self.cpu.mmu.memory(), gpa, u64::from(d.len), self.cpu.index);
         if cached {
             self.cpu.mmu.flush_writes_to(gpa);
-            self.shared.raise(self.cpu.index);
         }
         let epoch = self.shared.epoch();
         let len = d.len as usize;

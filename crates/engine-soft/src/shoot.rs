@@ -6,7 +6,7 @@
 //! acknowledged everything to come.
 
 use ringer_engine::StopToken;
-use ringer_memory::CodeWatch;
+use ringer_memory::{CodeWatch, GuestMemory};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -18,6 +18,8 @@ pub struct Shared {
     stops: Mutex<Vec<(u32, StopToken)>>,
     /// For each processor with translated code, the pages whose code was written over since it last looked.
     dropped: Box<[Mutex<Vec<u64>>]>,
+    /// Held while a page is marked as code and the others are told.
+    marking: Mutex<()>,
 }
 
 /// More pages than this are told as one: all of them.
@@ -45,7 +47,26 @@ impl Shared {
     pub fn new(vcpus: u32) -> Shared {
         let acks = (0..vcpus).map(|_| AtomicU64::new(u64::MAX)).collect();
         let dropped = (0..vcpus).map(|_| Mutex::default()).collect();
-        Shared { epoch: AtomicU64::new(0), acks, stops: Mutex::new(Vec::new()), dropped }
+        Shared {
+            epoch: AtomicU64::new(0),
+            acks,
+            stops: Mutex::new(Vec::new()),
+            dropped,
+            marking: Mutex::new(()),
+        }
+    }
+
+    /// Declares that processor `index` is about to decode `len` bytes of code at `gpa`, within one page; the version to file it under, and
+    /// whether the processor must drop its own fast write entries to the page. The others are asked to.
+    #[must_use]
+    pub fn mark_code(&self, memory: &GuestMemory, gpa: u64, len: u64, index: u32) -> (u32, bool) {
+        // One at a time, so that whoever finds the page marked already finds the epoch raised, too.
+        let _one = self.marking.lock().unwrap_or_else(PoisonError::into_inner);
+        let (version, cached) = memory.mark_code(gpa, len);
+        if cached {
+            self.raise(index);
+        }
+        (version, cached)
     }
 
     /// Moves to `into` the numbers of the pages whose code was written over since processor `index` last asked; `u64::MAX`

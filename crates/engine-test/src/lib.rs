@@ -1,6 +1,6 @@
 //! Engines held to one another: random programs, and single instructions with their expected state.
 //!
-//! [`gen`](crate::gen) makes programs for a small machine ([`layout`], [`machine`], [`handlers`], [`io`]); [`side`] runs one on an engine; [`compare`]
+//! [`gen`] makes programs for a small machine ([`layout`], [`machine`], [`handlers`], [`io`]); [`side`] runs one on an engine; [`compare`]
 //! compares where two engines left it; [`minimise`] makes what differs small, and [`report`] tells it. [`golden`] has single instructions with their state before and after.
 
 pub mod compare;

@@ -259,10 +259,9 @@ impl Translator {
     /// Declares code about to be translated; its version, or none if it may still be written behind our back.
     fn mark_code(&mut self, gpa: u64, len: usize) -> Option<u32> {
         let cpu = &mut self.interp.cpu;
-        let (version, cached) = cpu.mmu.memory().mark_code(gpa, len as u64);
+        let (version, cached) = self.interp.shared.mark_code(cpu.mmu.memory(), gpa, len as u64, cpu.index);
         if cached {
             cpu.mmu.flush_writes_to(gpa);
-            self.interp.shared.raise(cpu.index);
         }
         self.interp.shared.settled(cpu.index, self.interp.shared.epoch()).then_some(version)
     }
