@@ -46,6 +46,7 @@ pub fn runs_as_itself(i: &Instruction) -> bool {
                 | Code::VEX_Vzeroupper
                 | Code::Fnstcw_m2byte
                 | Code::Fnstsw_m2byte
+                | Code::Fnstsw_AX
         )
 }
 

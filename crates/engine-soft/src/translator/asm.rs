@@ -284,10 +284,6 @@ impl Asm {
         self.mem(&[], false, &[0x80], 1, m, 1);
         self.raw(&[v]);
     }
-    /// `xchg [m], r`: atomic.
-    pub fn xchg(&mut self, m: M, r: u8) {
-        self.mem(&[], true, &[0x87], r, m, 0);
-    }
     /// `test dword [m], v`.
     pub fn test_mem(&mut self, m: M, v: u32) {
         self.mem(&[], false, &[0xf7], 0, m, 4);

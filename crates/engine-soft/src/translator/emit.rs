@@ -564,6 +564,10 @@ impl Emit<'_> {
 
     /// What `i` needs of the flags: all of them, the carry alone, nothing.
     fn needs(&mut self, i: &Instruction) -> u32 {
+        if matches!(i.mnemonic(), M::Div | M::Idiv) {
+            // The guest's stay as they are, in the context.
+            return 0;
+        }
         let read = i.rflags_read() & ARITH;
         let changed = i.rflags_modified() & ARITH;
         // Of those that leave flags undefined, these give what does not depend on what they were.
@@ -1002,7 +1006,7 @@ impl Emit<'_> {
         self.tally(self.executed + u32::from(call));
         let mut from = Vec::new();
         let same_page = (0..4096).contains(&target);
-        if target <= self.ip || !same_page || call {
+        if target <= self.ip || call {
             from.push(self.poll());
         }
         let gen_site = (!same_page).then(|| self.store.new_gen_site(&self.cpu.mmu.sites));

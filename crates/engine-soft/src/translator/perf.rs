@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
+use std::os::unix::fs::OpenOptionsExt;
 
 /// The environment variable that asks for the file.
 const VARIABLE: &str = "RINGER_PERF_MAP";
@@ -16,7 +17,8 @@ impl PerfMap {
     pub fn open() -> Option<PerfMap> {
         std::env::var_os(VARIABLE)?;
         let path = format!("/tmp/perf-{}.map", std::process::id());
-        match File::options().create(true).append(true).open(&path) {
+        // The name can be guessed, and the folder is everybody's.
+        match File::options().create(true).append(true).custom_flags(libc::O_NOFOLLOW).open(&path) {
             Ok(f) => Some(PerfMap(BufWriter::new(f))),
             Err(e) => {
                 tracing::warn!("{path} cannot be written: {e}");

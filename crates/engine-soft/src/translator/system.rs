@@ -15,14 +15,18 @@ impl Emit<'_> {
     /// SWAPGS (Intel SDM vol. 2B): the base that addresses go by is kept in four places.
     pub(super) fn swapgs(&mut self) {
         let a = &mut self.a;
-        a.load(R10, ctx(off::KERNEL_GS_BASE));
         a.load(R11, ctx(off::GS));
-        a.xchg(at(R10, 0), R11);
+        a.store(ctx(off::TMP + 16), R11);
+        a.load(R10, ctx(off::KERNEL_GS_BASE));
+        a.load(R11, at(R10, 0));
         a.store(ctx(off::GS), R11);
         a.load(R10, ctx(off::GS_BASE));
         a.store(at(R10, 0), R11);
         a.load(R10, ctx(off::REGS));
         a.store(at(R10, 8 * (i32::from(slot::SEG_BASE) + sreg::GS as i32)), R11);
+        a.load(R10, ctx(off::KERNEL_GS_BASE));
+        a.load(R11, ctx(off::TMP + 16));
+        a.store(at(R10, 0), R11);
     }
 
     pub(super) fn cli(&mut self) {
