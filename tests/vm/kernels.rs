@@ -1,5 +1,6 @@
 //! Debian's kernels as they are, with one and two processors, under each software engine, looked at from inside.
 
+use crate::log::complains;
 use crate::support::{Guard, LIMIT, guest, output, run};
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -9,31 +10,6 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 const MEMORY_MIB: u64 = 600;
 const INSIDE: &str = include_str!("inside.sh");
-
-/// What the kernel may warn of, each with the reason.
-const ALLOWED: &[&str] = &[
-    // There is a keyboard and no mouse.
-    "PS/2 appears to have AUX port disabled",
-    // The host did not run the guest for some milliseconds.
-    "RTC interrupts",
-    "hrtimer: interrupt took",
-];
-
-/// What must not be in a kernel's log at any level.
-const BAD: &[&str] = &[
-    "BUG:",
-    "WARNING:",
-    "Call Trace",
-    "soft lockup",
-    "hard LOCKUP",
-    "rcu_sched",
-    "rcu_preempt detected",
-    "unstable",
-    "Oops",
-    "too much work",
-    "nobody cared",
-    "failed self-test",
-];
 
 struct Report(BTreeMap<String, Vec<String>>);
 
@@ -144,12 +120,7 @@ fn processors_work(r: &Report, cpus: usize) {
 fn log_is_clean(log: &[String]) {
     assert!(log.len() > 100);
     for line in log {
-        assert!(!BAD.iter().any(|b| line.contains(b)), "{line}\nin\n{}", log.join("\n"));
-        let level =
-            line.strip_prefix('<').and_then(|l| l.split_once('>')).and_then(|l| l.0.parse::<u32>().ok());
-        // Facility kernel is 0; 4 is a warning, less is worse.
-        let fine = level.is_none_or(|l| l > 4) || ALLOWED.iter().any(|a| line.contains(a));
-        assert!(fine, "the kernel warns: {line}");
+        assert!(!complains(line), "{line}\nin\n{}", log.join("\n"));
     }
 }
 

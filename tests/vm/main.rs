@@ -9,6 +9,7 @@ mod console;
 mod disk;
 mod first_use;
 mod kernels;
+mod log;
 mod machine;
 mod pty;
 mod support;

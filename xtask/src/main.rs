@@ -1,7 +1,11 @@
-//! Tasks on Ringer itself: `cargo xtask bench`.
+//! Tasks on Ringer itself: `cargo xtask bench`, `cargo xtask stress`.
 #![forbid(unsafe_code)]
 
 mod bench;
+#[path = "../../tests/vm/log.rs"]
+mod log;
+mod stress;
+mod tree;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -18,11 +22,16 @@ struct Cli {
 enum Task {
     /// Measure guests against the same programs on the host and under QEMU
     Bench(bench::Options),
+    /// Run stress-ng in a guest and look at its kernel's log
+    Stress(stress::Options),
 }
 
 fn main() -> ExitCode {
-    let Task::Bench(options) = Cli::parse().task;
-    match bench::run(&options) {
+    let well = match Cli::parse().task {
+        Task::Bench(options) => bench::run(&options),
+        Task::Stress(options) => stress::run(&options),
+    };
+    match well {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(e) => {

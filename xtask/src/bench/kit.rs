@@ -1,6 +1,6 @@
 //! What is run: the programs of ours, compiled, and those of Debian's packages, in one root for the host and for guests.
 
-use super::tree::Tree;
+use crate::tree::Tree;
 use anyhow::{Context, Result, bail, ensure};
 use ringer_image::debian::cpio::CpioWriter;
 use ringer_image::debian::{Cache, DebianError, GuestKind, Progress, guest, packages};

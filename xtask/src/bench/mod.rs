@@ -13,7 +13,6 @@ mod side;
 mod stats;
 mod summary;
 mod table;
-mod tree;
 
 use anyhow::{Context, Result, bail, ensure};
 use catalog::{PROGRAMS, Program, Side};
@@ -135,7 +134,10 @@ fn chosen(options: &Options, cpus: u32) -> Vec<&'static Program> {
 }
 
 /// Builds this workspace's command, beside this program.
-fn build_ringer() -> Result<PathBuf> {
+///
+/// # Errors
+/// If cargo cannot.
+pub fn build_ringer() -> Result<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(cargo)
         .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")))
