@@ -177,13 +177,16 @@ pub struct CtxBox {
 unsafe impl Send for CtxBox {}
 
 impl CtxBox {
+    /// Bytes of the mapping.
+    pub const LEN: usize = 4096 + STACK + size_of::<Ctx>().next_multiple_of(4096) + 4096;
+
     /// A context of zeros.
     ///
     /// # Errors
     /// The host's, when it gives no memory.
     pub fn new() -> io::Result<CtxBox> {
         let page = 4096;
-        let len = page + STACK + size_of::<Ctx>().next_multiple_of(page) + page;
+        let len = CtxBox::LEN;
         let (prot, flags) = (libc::PROT_NONE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE);
         // SAFETY: a fresh inaccessible reservation at an address of the kernel's choice.
         let map = unsafe { libc::mmap(ptr::null_mut(), len, prot, flags, -1, 0) };

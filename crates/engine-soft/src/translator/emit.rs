@@ -11,7 +11,7 @@ use super::classify::{Class, classify};
 use super::ctx::{JUMP_FACTOR, JUMP_MASK, JUMP_SHIFT, off, spilled};
 use super::groups::{self, Group, Insn, Member, number};
 use super::key;
-use super::store::{Block, LEAST_CODE, Link, MOST_CODE, MOST_SITES, Op, Second, Store};
+use super::store::{Block, LEAST_CODE, Link, MOST_CODE, MOST_SITES, NONE, Op, Second, Store, push};
 use crate::cpu::Cpu;
 use crate::host::Unit;
 use crate::sites::Site;
@@ -160,7 +160,7 @@ pub fn translate(
     let second = versions.second.map(|(gpa, version)| {
         let gen_site = e.store.new_gen_site(&e.cpu.mmu.sites);
         e.check_generation(gen_site);
-        Second { gpa, version, gen_site }
+        Box::new(Second { gpa, version, gen_site })
     });
     e.prologue(vec, x87);
     let mut open = true;
@@ -188,9 +188,9 @@ pub fn translate(
         key: s.key,
         code: 0,
         code_len: 0,
-        bytes: s.bytes[..len].into(),
+        bytes: (0, 0),
         ops: (first_op, e.store.ops.len() as u32),
-        incoming: Vec::new(),
+        incoming: NONE,
         alive: true,
         vec,
         x87,
@@ -198,7 +198,7 @@ pub fn translate(
     };
     let Emit { a, store, .. } = e;
     debug_assert!(a.pos() < MOST_CODE);
-    let n = store.add(block, versions.first, &a.code);
+    let n = store.add(block, versions.first, &s.bytes[..len], &a.code);
     store.asm = a;
     n
 }
@@ -328,7 +328,7 @@ impl Emit<'_> {
     }
 
     pub(super) fn new_op(&mut self, i: &Instruction) -> u32 {
-        self.store.ops.push(Op {
+        let op = Op {
             block: self.block,
             offset: (i.ip() & 0xfff) as u16,
             len: i.len() as u8,
@@ -338,7 +338,8 @@ impl Emit<'_> {
             undo: 0,
             start: self.code + self.a.pos() as u32,
             next: 0,
-        });
+        };
+        push(&mut self.store.ops, op);
         self.store.ops.len() as u32 - 1
     }
 
@@ -977,13 +978,8 @@ impl Emit<'_> {
     }
 
     fn new_link(&mut self, at: Patch, target: i64, gen_site: Option<u32>) -> u32 {
-        self.store.links.push(Link {
-            block: self.block,
-            at: self.code + at.0 as u32,
-            unlinked: 0,
-            target,
-            gen_site,
-        });
+        let (block, at) = (self.block, self.code + at.0 as u32);
+        push(&mut self.store.links, Link { block, at, unlinked: 0, target, gen_site, to: NONE, next: NONE });
         self.store.links.len() as u32 - 1
     }
 

@@ -8,7 +8,7 @@ use super::perf::PerfMap;
 use super::stubs::{self, Stubs};
 use crate::block::Decoded;
 use crate::cache::Map;
-use crate::sites::Sites;
+use crate::sites::{Site, Sites};
 use iced_x86::Encoder;
 use std::collections::HashSet;
 use std::io;
@@ -17,8 +17,15 @@ use std::io;
 pub const MOST_CODE: usize = 48 << 10;
 /// Sites that one block may take.
 pub const MOST_SITES: u32 = 512;
+/// Entries of any table that one block may take.
+const MOST_ENTRIES: usize = 1024;
+/// Places in [`Store::scattered`].
+const MOST_SCATTERED: usize = 1 << 16;
 /// Bytes that [`Store`] writes over a block's start when it is no more, and so the least that a block has.
 pub const LEAST_CODE: usize = 16;
+
+/// No block, no link.
+pub const NONE: u32 = u32::MAX;
 
 /// A translated block.
 #[derive(Debug)]
@@ -31,12 +38,12 @@ pub struct Block {
     pub code: u32,
     /// Bytes of code.
     pub code_len: u32,
-    /// Its guest bytes.
-    pub bytes: Box<[u8]>,
+    /// Its guest bytes: where they start in [`Store::guest`], and how many there are.
+    pub bytes: (u32, u16),
     /// Its first op, and the one after its last.
     pub ops: (u32, u32),
-    /// Links that lead to it.
-    pub incoming: Vec<u32>,
+    /// The first of the links that lead to it, or [`NONE`].
+    pub incoming: u32,
     /// It may be entered.
     pub alive: bool,
     /// It expects vector state in the host's registers.
@@ -44,7 +51,7 @@ pub struct Block {
     /// The same of x87 state.
     pub x87: bool,
     /// Where it goes on, if its only instruction lies in two pages.
-    pub second: Option<Second>,
+    pub second: Option<Box<Second>>,
 }
 
 /// The second page of a block.
@@ -94,6 +101,10 @@ pub struct Link {
     pub target: i64,
     /// The site that holds the generation under which it is good; none for a jump within the page.
     pub gen_site: Option<u32>,
+    /// The block that it leads to, or [`NONE`].
+    pub to: u32,
+    /// The next of the links that lead there, or [`NONE`].
+    pub next: u32,
 }
 
 /// Code of one guest page.
@@ -113,6 +124,8 @@ pub struct Store {
     pub asm: Asm,
     /// For guest instructions.
     pub encoder: Encoder,
+    /// What all of it may take, in bytes.
+    limit: usize,
     used: usize,
     sites_used: u32,
     /// All blocks since the last clearing, in the order of their code.
@@ -123,8 +136,12 @@ pub struct Store {
     pub links: Vec<Link>,
     /// Which op each site belongs to, for the sites of memory accesses.
     pub site_op: Vec<u32>,
-    by_gpa: Map<(u64, u8), u32>,
+    /// Their guest bytes.
+    pub guest: Vec<u8>,
+    by_place: Map<u64, u32>,
     pages: Map<u64, Page>,
+    /// Blocks named in `pages` since the last clearing.
+    page_places: usize,
     decoded: Vec<Decoded>,
     /// Guest-physical addresses of instructions whose accesses have no locality.
     pub scattered: HashSet<u64>,
@@ -138,24 +155,29 @@ pub struct Store {
 }
 
 impl Store {
-    /// An empty store with room for `code_len` bytes of code. `avx`: the host has it.
+    /// An empty store that takes no more than `limit` bytes, or what its smallest takes. `avx`: the host has it.
     ///
     /// # Errors
     /// The host's, when it gives no memory.
-    pub fn new(code_len: usize, avx: bool) -> io::Result<Store> {
+    pub fn new(limit: usize, avx: bool) -> io::Result<Store> {
+        // Half of it: in kernels and programs as they are, the tables take somewhat more than the code.
+        let code_len = limit / 2;
         let area = Area::new(code_len, code_len / 64)?;
         let mut s = Store {
             stubs: Stubs::default(),
             asm: Asm::default(),
             encoder: Encoder::new(64),
+            limit,
             used: 0,
             sites_used: 0,
             blocks: Vec::new(),
             ops: Vec::new(),
             links: Vec::new(),
             site_op: Vec::new(),
-            by_gpa: Map::default(),
+            guest: Vec::new(),
+            by_place: Map::default(),
             pages: Map::default(),
+            page_places: 0,
             decoded: Vec::new(),
             scattered: HashSet::new(),
             entered: Map::default(),
@@ -182,13 +204,13 @@ impl Store {
         if self.pages.get(&page).is_some_and(|p| p.version != version) {
             self.drop_page(page);
         }
-        self.by_gpa.get(&(gpa, key as u8)).copied()
+        self.by_place.get(&place(gpa, key)).copied()
     }
 
     /// Whether there is a block at `gpa` translated under `key`; it may be out of date.
     #[must_use]
     pub fn has(&self, gpa: u64, key: u32) -> bool {
-        self.by_gpa.contains_key(&(gpa, key as u8))
+        self.by_place.contains_key(&place(gpa, key))
     }
 
     /// Whether there is room for one block more.
@@ -196,22 +218,53 @@ impl Store {
     pub fn has_room(&self) -> bool {
         self.used + MOST_CODE <= self.area.code_len()
             && (self.sites_used + MOST_SITES) < self.area.site_count() as u32
+            && self.in_memory(true) + MOST_CODE <= self.limit
+    }
+
+    /// Bytes that code, sites and all that is known of blocks take; `grown`: with what another block may make them grow by.
+    #[must_use]
+    pub fn in_memory(&self, grown: bool) -> usize {
+        let vec = |len: usize, capacity: usize, size: usize| {
+            let full = grown && capacity - len < MOST_ENTRIES;
+            (if full { capacity + growth(len) } else { capacity }) * size
+        };
+        // A map has eight places for seven entries, with a byte each; both halves are there while it doubles.
+        let map = |len: usize, capacity: usize, size: usize| {
+            let places = capacity * 8 / 7;
+            (if grown && capacity - len < 2 { places * 3 } else { places }) * (size + 1)
+        };
+        self.used
+            + self.sites_used as usize * size_of::<Site>()
+            + vec(self.blocks.len(), self.blocks.capacity(), size_of::<Block>())
+            + vec(self.ops.len(), self.ops.capacity(), size_of::<Op>())
+            + vec(self.links.len(), self.links.capacity(), size_of::<Link>())
+            + vec(self.site_op.len(), self.site_op.capacity(), size_of::<u32>())
+            + vec(self.guest.len(), self.guest.capacity(), 1)
+            + vec(self.decoded.len(), self.decoded.capacity(), size_of::<Decoded>())
+            + map(self.by_place.len(), self.by_place.capacity(), size_of::<(u64, u32)>())
+            + map(self.pages.len(), self.pages.capacity(), size_of::<(u64, Page)>())
+            + map(self.entered.len(), self.entered.capacity(), size_of::<((u64, u64), u64)>())
+            + map(self.scattered.len(), self.scattered.capacity(), size_of::<u64>())
+            + self.page_places * 2 * size_of::<u32>()
     }
 
     /// Drops everything. The processor's jump cache and its sites' log must be dropped with it.
     pub fn clear(&mut self) {
         self.used = self.stubs.len.next_multiple_of(64);
         self.sites_used = 0;
-        self.blocks.clear();
-        self.ops.clear();
-        self.links.clear();
-        self.site_op.clear();
-        self.by_gpa.clear();
-        self.pages.clear();
-        self.decoded.clear();
-        self.entered.clear();
-        if self.scattered.len() > 1 << 16 {
-            self.scattered.clear();
+        // Their memory goes too: what comes next may want more of one and less of another.
+        self.blocks = Vec::new();
+        self.ops = Vec::new();
+        self.links = Vec::new();
+        self.site_op = Vec::new();
+        self.guest = Vec::new();
+        self.by_place = Map::default();
+        self.pages = Map::default();
+        self.page_places = 0;
+        self.decoded = Vec::new();
+        self.entered = Map::default();
+        if self.scattered.len() > MOST_SCATTERED {
+            self.scattered = HashSet::new();
         }
         self.clearings += 1;
     }
@@ -233,7 +286,7 @@ impl Store {
         let n = self.sites_used;
         self.sites_used += 1;
         self.area.write_site(n, sites.empty(size, write, refills));
-        self.site_op.push(op);
+        push(&mut self.site_op, op);
         n
     }
 
@@ -260,11 +313,16 @@ impl Store {
         }
     }
 
-    /// Puts the finished code of a new block in place.
-    pub fn add(&mut self, mut b: Block, version: u32, code: &[u8]) -> Option<u32> {
+    /// Puts the finished code of a new block, translated from `bytes`, in place.
+    pub fn add(&mut self, mut b: Block, version: u32, bytes: &[u8], code: &[u8]) -> Option<u32> {
         let n = self.blocks.len() as u32;
         b.code = self.used as u32;
         b.code_len = code.len() as u32;
+        b.bytes = (self.guest.len() as u32, bytes.len() as u16);
+        if self.guest.capacity() - self.guest.len() < bytes.len() {
+            self.guest.reserve_exact(growth(self.guest.len()));
+        }
+        self.guest.extend_from_slice(bytes);
         if !self.area.put(self.used, code) {
             return None;
         }
@@ -273,11 +331,11 @@ impl Store {
         }
         self.used = (self.used + code.len()).next_multiple_of(16);
         self.note_page(b.gpa >> 12, version, n);
-        if let Some(s) = b.second {
+        if let Some(s) = b.second.as_deref().copied() {
             self.note_page(s.gpa >> 12, s.version, n);
         }
-        self.by_gpa.insert((b.gpa, b.key as u8), n);
-        self.blocks.push(b);
+        self.by_place.insert(place(b.gpa, b.key), n);
+        push(&mut self.blocks, b);
         Some(n)
     }
 
@@ -289,6 +347,7 @@ impl Store {
         let p = self.pages.entry(page).or_default();
         p.version = version;
         p.blocks.push(n);
+        self.page_places += 1;
     }
 
     /// Host address of a block's code.
@@ -320,13 +379,16 @@ impl Store {
         if !std::mem::take(&mut b.alive) {
             return;
         }
-        let (gpa, key, code) = (b.gpa, b.key as u8, b.code as usize);
-        let incoming = std::mem::take(&mut b.incoming);
-        if self.by_gpa.get(&(gpa, key)) == Some(&n) {
-            self.by_gpa.remove(&(gpa, key));
+        let (place, code) = (place(b.gpa, b.key), b.code as usize);
+        let mut l = std::mem::replace(&mut b.incoming, NONE);
+        if self.by_place.get(&place) == Some(&n) {
+            self.by_place.remove(&place);
         }
-        for l in incoming {
+        while let Some(link) = self.links.get_mut(l as usize) {
+            link.to = NONE;
+            let next = std::mem::replace(&mut link.next, NONE);
             self.unlink(l);
+            l = next;
         }
         let mut a = Asm::default();
         a.start(self.area.exec() + code as u64);
@@ -352,15 +414,35 @@ impl Store {
         self.point(link.at, link.unlinked);
     }
 
+    /// Takes link `l` out of the list of the block that it leads to.
+    fn forget_link(&mut self, l: u32) {
+        let Link { to, next, .. } = self.links[l as usize];
+        let Some(b) = self.blocks.get_mut(to as usize) else { return };
+        if b.incoming == l {
+            b.incoming = next;
+            return;
+        }
+        let mut before = b.incoming;
+        while let Some(link) = self.links.get_mut(before as usize) {
+            if link.next == l {
+                link.next = next;
+                return;
+            }
+            before = link.next;
+        }
+    }
+
     /// Lets link `l` lead to `block` from now on: under generation `gen_key`, if it leads to another page.
     pub fn link(&mut self, l: u32, block: u32, gen_key: u64) {
         let Some(link) = self.links.get(l as usize).copied() else { return };
-        let b = &mut self.blocks[block as usize];
-        if !b.incoming.contains(&l) {
-            // One that is about to leave another block's list stays in that, which does no harm: it is unlinked once too often.
-            b.incoming.push(l);
+        if link.to != block {
+            self.forget_link(l);
+            let b = &mut self.blocks[block as usize];
+            let next = std::mem::replace(&mut b.incoming, l);
+            let link = &mut self.links[l as usize];
+            (link.to, link.next) = (block, next);
         }
-        let to = b.code;
+        let to = self.blocks[block as usize].code;
         self.point(link.at, to);
         if let Some(s) = link.gen_site {
             self.set_gen(s, gen_key);
@@ -370,8 +452,8 @@ impl Store {
     /// The decoded instruction of op `op`, made by `make` from its bytes the first time.
     pub fn decoded(&mut self, op: u32, make: impl FnOnce(&[u8]) -> Decoded) -> &Decoded {
         if self.ops[op as usize].decoded == 0 {
-            let d = make(bytes_of(&self.ops, &self.blocks, op));
-            self.decoded.push(d);
+            let d = make(bytes_of(&self.ops, &self.blocks, &self.guest, op));
+            push(&mut self.decoded, d);
             self.ops[op as usize].decoded = self.decoded.len() as u32;
         }
         &self.decoded[self.ops[op as usize].decoded as usize - 1]
@@ -380,7 +462,7 @@ impl Store {
     /// The bytes of op `op`.
     #[must_use]
     pub fn bytes(&self, op: u32) -> &[u8] {
-        bytes_of(&self.ops, &self.blocks, op)
+        bytes_of(&self.ops, &self.blocks, &self.guest, op)
     }
 
     /// The bytes of op's block from place `offset` of its page on.
@@ -388,7 +470,7 @@ impl Store {
     pub fn bytes_from(&self, op: u32, offset: u16) -> &[u8] {
         let b = &self.blocks[self.ops[op as usize].block as usize];
         let from = usize::from(offset).saturating_sub((b.gpa & 0xfff) as usize);
-        b.bytes.get(from..).unwrap_or_default()
+        guest_bytes(b, &self.guest).get(from..).unwrap_or_default()
     }
 
     /// The op at whose code host address `pc` lies.
@@ -414,16 +496,128 @@ impl Store {
     }
 }
 
-fn bytes_of<'a>(ops: &[Op], blocks: &'a [Block], op: u32) -> &'a [u8] {
+/// A block's place under its key: physical addresses have 52 bits.
+fn place(gpa: u64, key: u32) -> u64 {
+    gpa << 8 | u64::from(key as u8)
+}
+
+fn guest_bytes<'a>(b: &Block, guest: &'a [u8]) -> &'a [u8] {
+    &guest[b.bytes.0 as usize..][..usize::from(b.bytes.1)]
+}
+
+fn bytes_of<'a>(ops: &[Op], blocks: &[Block], guest: &'a [u8], op: u32) -> &'a [u8] {
     let o = &ops[op as usize];
     let b = &blocks[o.block as usize];
     let from = usize::from(o.offset) - (b.gpa & 0xfff) as usize;
-    &b.bytes[from..from + usize::from(o.len)]
+    &guest_bytes(b, guest)[from..from + usize::from(o.len)]
+}
+
+/// By how much a full table of `len` entries grows: an eighth, where [`Vec`] would double. This is what the limit is spent on.
+fn growth(len: usize) -> usize {
+    (len / 8).max(2048)
+}
+
+/// Pushes to a table.
+pub fn push<T>(v: &mut Vec<T>, t: T) {
+    if v.len() == v.capacity() {
+        v.reserve_exact(growth(v.len()));
+    }
+    v.push(t);
 }
 
 /// Forgets where guest addresses led.
 pub fn clear_jumps(c: &mut Ctx) {
     for j in &mut c.jumps {
         j.gen_key = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: usize = 8 << 20;
+
+    /// Adds a block with a link to the one before it.
+    fn add(s: &mut Store, gpa: u64, code: usize, bytes: usize) -> u32 {
+        let n = s.blocks.len() as u32;
+        let (at, first) = (s.in_use().0 as u32, s.ops.len() as u32);
+        let op = Op {
+            block: n,
+            offset: (gpa & 0xfff) as u16,
+            len: 1,
+            before: 0,
+            insns: 1,
+            decoded: 0,
+            undo: 0,
+            start: at,
+            next: 0,
+        };
+        push(&mut s.ops, op);
+        let link = Link { block: n, at, unlinked: 0, target: 0, gen_site: None, to: NONE, next: NONE };
+        push(&mut s.links, link);
+        let block = Block {
+            gpa,
+            key: 0,
+            code: 0,
+            code_len: 0,
+            bytes: (0, 0),
+            ops: (first, first + 1),
+            incoming: NONE,
+            alive: true,
+            vec: false,
+            x87: false,
+            second: None,
+        };
+        s.add(block, 0, &vec![0x90; bytes], &vec![0xcc; code]).unwrap()
+    }
+
+    #[test]
+    fn small_blocks_and_large_ones_stay_below_the_limit() {
+        for (code, bytes) in [(LEAST_CODE, 1), (200, 20), (2000, 15), (40_000, 1000)] {
+            let mut s = Store::new(LIMIT, true).unwrap();
+            for round in 0..3 {
+                let mut gpa = 0x1000;
+                while s.has_room() {
+                    let n = add(&mut s, gpa, code, bytes);
+                    s.link(n, n.saturating_sub(1), 1);
+                    gpa += 1024;
+                    assert!(s.in_memory(false) <= LIMIT, "{code} {bytes}");
+                }
+                assert!(s.in_memory(false) > LIMIT / 3, "{code} {bytes} {round}: {}", s.in_memory(false));
+                s.clear();
+                assert!(s.in_memory(false) < 1 << 14);
+            }
+        }
+    }
+
+    #[test]
+    fn links_move_from_block_to_block() {
+        let mut s = Store::new(LIMIT, true).unwrap();
+        let b: Vec<u32> = (0..5).map(|i| add(&mut s, 0x1000 * (i + 1), 64, 4)).collect();
+        let list = |s: &Store, block: u32| {
+            let mut all = Vec::new();
+            let mut l = s.blocks[block as usize].incoming;
+            while l != NONE {
+                assert_eq!(s.links[l as usize].to, block);
+                all.push(l);
+                l = s.links[l as usize].next;
+            }
+            all
+        };
+        for l in 0..4 {
+            s.link(l, b[4], 1);
+        }
+        s.link(2, b[4], 2);
+        assert_eq!(list(&s, b[4]), [3, 2, 1, 0]);
+        for l in [1, 3, 0] {
+            s.link(l, b[0], 1);
+        }
+        assert_eq!((list(&s, b[4]), list(&s, b[0])), (vec![2], vec![0, 3, 1]));
+        s.drop_block(b[0]);
+        assert_eq!(list(&s, b[0]), []);
+        s.link(3, b[4], 1);
+        assert_eq!(list(&s, b[4]), [3, 2]);
+        assert!(s.links.iter().all(|l| l.to == NONE || l.to == b[4]));
     }
 }

@@ -1,6 +1,7 @@
 //! What the translator once did wrong.
 
 use super::Translator;
+use super::ctx::CtxBox;
 use crate::cpu::Cpu;
 use crate::run::Interpreter;
 use crate::shoot::Shared;
@@ -11,11 +12,11 @@ use ringer_engine::{Until, Vcpu};
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Puts `code` at [`CODE`] and executes about `insns` instructions there, translated in an area of `room` bytes.
+/// Puts `code` at [`CODE`] and executes about `insns` instructions there, with `room` bytes for what is translated.
 fn run(cpu: Cpu, code: &[u8], insns: u64, room: usize) -> Translator {
     cpu.mmu.memory().write(CODE, code).unwrap();
     let interp = Interpreter::new(cpu, Arc::new(Shared::new(1)), Instant::now());
-    let mut t = Translator::new(interp, room).unwrap();
+    let mut t = Translator::new(interp, CtxBox::LEN + 2 * room).unwrap();
     let state = t.state();
     t.set_state(&state).unwrap();
     t.step(Until::Block(insns));

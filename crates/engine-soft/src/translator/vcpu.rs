@@ -64,14 +64,14 @@ enum Next {
 }
 
 impl Translator {
-    /// A processor that has `code` bytes for translated code.
+    /// A processor that has `limit` bytes for translated code and all tables that belong to it.
     ///
     /// # Errors
     /// The host's, when it gives no memory.
-    pub fn new(mut interp: Interpreter, code: usize) -> io::Result<Translator> {
+    pub fn new(mut interp: Interpreter, limit: usize) -> io::Result<Translator> {
         // The signal handler is the stubs' of the interpreter, which exist by now.
         let avx = std::arch::is_x86_feature_detected!("avx");
-        let store = Store::new(code, avx)?;
+        let store = Store::new(limit.saturating_sub(CtxBox::LEN), avx)?;
         let mut ctx = CtxBox::new()?;
         let secret = host::random().unwrap_or(0x5bd1_e995_9e37_79b9);
         // Not canonical, whatever the number of levels: bits 62 and 63 differ.
@@ -206,7 +206,7 @@ impl Translator {
             let _first = self.store.enter(generation, gpa, vpage);
         }
         let gen_key = self.gen_key();
-        if let Some(second) = self.store.blocks[block as usize].second {
+        if let Some(second) = self.store.blocks[block as usize].second.as_deref().copied() {
             self.store.set_gen(second.gen_site, gen_key);
         }
         let code = self.store.blocks[block as usize].code;
@@ -240,7 +240,7 @@ impl Translator {
 
     /// Whether block `n`, entered at `vpage`, still goes on where it did, if it goes on in the next page; drops it if not.
     fn second_page_holds(&mut self, n: u32, vpage: u64) -> bool {
-        let Some(second) = self.store.blocks[n as usize].second else { return true };
+        let Some(second) = self.store.blocks[n as usize].second.as_deref().copied() else { return true };
         let next = self.interp.cpu.lin_add(vpage, PAGE_SIZE);
         let holds = match self.interp.cpu.fetch_gpa(next) {
             Ok(gpa) => gpa == second.gpa && self.interp.cpu.mmu.memory().code_version(gpa) == second.version,
@@ -667,7 +667,12 @@ impl Drop for Translator {
         if let Some(e) = &self.exits {
             let (code, sites) = self.store.in_use();
             eprint!("{e}translated code: {code} bytes, {sites} sites, {} blocks, ", self.store.blocks.len());
-            eprintln!("{} scattered; cleared {} times", self.store.scattered.len(), self.store.clearings);
+            eprint!(
+                "{} scattered, {} bytes in all; ",
+                self.store.scattered.len(),
+                self.store.in_memory(false)
+            );
+            eprintln!("cleared {} times", self.store.clearings);
         }
     }
 }

@@ -10,8 +10,8 @@ use std::sync::{Arc, Weak};
 
 /// What the code and tables of all processors of a machine may take together, in bytes.
 const LIMIT: usize = 64 << 20;
-/// A processor gets no less than this for its code.
-const LEAST: usize = 2 << 20;
+/// A processor gets no less than this.
+const LEAST: usize = 4 << 20;
 
 /// The translator: runs on any x86-64 Linux host.
 #[derive(Clone, Copy, Debug, Default)]
@@ -51,8 +51,7 @@ impl Vm for TranslatorVm {
         self.shared.register(index, stop.clone());
         let cpu = Cpu::new(&self.params, index, io, stop).map_err(fail)?;
         let interp = Interpreter::new(cpu, self.shared.clone(), self.params.started);
-        // Half for code; the rest is for sites and for what is known of blocks.
-        let code = (LIMIT / 2 / self.params.vcpus.max(1) as usize).max(LEAST);
-        Ok(Box::new(Translator::new(interp, code).map_err(fail)?))
+        let limit = (LIMIT / self.params.vcpus.max(1) as usize).max(LEAST);
+        Ok(Box::new(Translator::new(interp, limit).map_err(fail)?))
     }
 }
