@@ -4,6 +4,8 @@ use crate::layout as l;
 use crate::machine::pte;
 use crate::program::Program;
 use crate::side::{Outcome, Side, pages};
+use ringer_arch::VcpuState;
+use ringer_arch::seg::{Attr, sreg};
 pub use ringer_lockstep::states::{NAMES, differences as differences_of_states, hex, normalise, xsave_parts};
 
 /// Differences told in full.
@@ -12,6 +14,14 @@ const MOST: usize = 40;
 /// Pages in which asynchronous interrupts leave traces.
 fn quiet(page: u64) -> bool {
     page == l::ASYNC / l::PAGE || page == l::IST_ASYNC / l::PAGE - 1
+}
+
+/// Clears what tells whether an interrupt has come: IRET loads the segments' attributes from their descriptors, where SYSCALL has set
+/// them as it does whatever those say (Intel SDM vol. 2B SYSCALL).
+pub fn forget_reloads(s: &mut VcpuState) {
+    for n in [sreg::CS, sreg::SS] {
+        s.seg[n].attr = Attr(0);
+    }
 }
 
 /// Whether the page holds page tables.

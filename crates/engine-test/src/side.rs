@@ -138,6 +138,9 @@ impl Side {
         }
         let mut state = self.vcpu.state();
         crate::compare::normalise(&mut state);
+        if p.asynchronous {
+            crate::compare::forget_reloads(&mut state);
+        }
         ended |= by_port || exit == Exit::TripleFault;
         let instructions = self.vcpu.stats().instructions - before;
         Ok(Outcome { exit, state, log, dirty, ended, instructions })
