@@ -4,6 +4,7 @@ use crate::r#gen::{self, Pool};
 use crate::helper::Helper;
 use crate::minimise::minimise;
 use crate::pair::{Engines, Pair, Verdict};
+use crate::program::Program;
 use crate::report;
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -113,6 +114,9 @@ fn worker(s: &Shared, n: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Runs of an asynchronous program after which it is taken for one that ends the same whenever its interrupts come.
+const TRIES_FOR_TIME: usize = 300;
+
 /// Runs programs `from..to` on one pair of machines.
 fn batch(s: &Shared, from: u64, to: u64, helper: &Helper) -> anyhow::Result<()> {
     let mut pair = Pair::new(s.engines, s.pool)?;
@@ -125,6 +129,10 @@ fn batch(s: &Shared, from: u64, to: u64, helper: &Helper) -> anyhow::Result<()> 
                 t.instructions += n;
             }
             Verdict::Dropped => t.dropped += 1,
+            Verdict::Differs(_) if p.asynchronous && depends_on_time(s, &p, helper)? => {
+                t.dropped += 1;
+                pair = Pair::new(s.engines, s.pool)?;
+            }
             Verdict::Differs(what) => {
                 let told = explain(s, from, number, &what, helper)?;
                 (s.tell)(&told);
@@ -146,6 +154,18 @@ fn batch(s: &Shared, from: u64, to: u64, helper: &Helper) -> anyhow::Result<()> 
         s.stop.store(true, Ordering::SeqCst);
     }
     Ok(())
+}
+
+/// Whether where an asynchronous program ends depends on when its interrupts come: whether the reference engine differs from itself.
+fn depends_on_time(s: &Shared, p: &Program, helper: &Helper) -> anyhow::Result<bool> {
+    let twice = Engines { reference: s.engines.reference, tested: s.engines.reference };
+    let mut pair = Pair::new(twice, s.pool)?;
+    for _ in 0..TRIES_FOR_TIME {
+        if pair.run(p, helper)?.differs() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Everything about a difference: what it is, the smallest program that shows it, how to see it again.
