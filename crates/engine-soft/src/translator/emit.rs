@@ -8,16 +8,17 @@
 use super::asm::reg::{R9, R10, R11, RBP};
 use super::asm::{Asm, Patch, abs, at, cc, ctx, rip};
 use super::classify::{Class, classify};
-use super::ctx::{JUMP_FACTOR, JUMP_MASK, JUMP_SHIFT, off, spilled};
-use super::groups::{self, Group, Insn, Member, number};
+use super::ctx::{off, spilled};
+use super::flow::within_reach;
+use super::groups::{self, Insn, Member, number};
 use super::key;
-use super::store::{Block, LEAST_CODE, Link, MOST_CODE, MOST_SITES, NONE, Op, Second, Store, push};
+use super::store::{Block, LEAST_CODE, MOST_CODE, MOST_SITES, NONE, Op, Second, Store, push};
 use crate::cpu::Cpu;
 use crate::host::Unit;
 use crate::sites::Site;
 use iced_x86::{
-    Code, ConditionCode, Decoder, DecoderOptions, Instruction, InstructionInfoFactory, Mnemonic as M,
-    OpAccess, OpKind, Register, RflagsBits,
+    ConditionCode, Decoder, DecoderOptions, Instruction, InstructionInfoFactory, Mnemonic as M, OpKind,
+    Register, RflagsBits,
 };
 use ringer_arch::cpu::Vendor;
 use std::mem::offset_of;
@@ -28,12 +29,12 @@ const MOST_INSNS: usize = 64;
 const MOST_BRANCHES: u32 = 2;
 /// Refills after which a site is taken for one without locality.
 const REFILLS: i8 = 100;
-const ARITH: u32 =
+pub(super) const ARITH: u32 =
     RflagsBits::OF | RflagsBits::SF | RflagsBits::ZF | RflagsBits::AF | RflagsBits::PF | RflagsBits::CF;
 
 /// Where the guest's arithmetic flags are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Flags {
+pub(super) enum Flags {
     Context,
     Host,
     Both,
@@ -205,62 +206,28 @@ pub fn translate(
 
 pub(super) struct Emit<'a> {
     pub(super) a: Asm,
-    store: &'a mut Store,
-    cpu: &'a mut Cpu,
-    block: u32,
+    pub(super) store: &'a mut Store,
+    pub(super) cpu: &'a mut Cpu,
+    pub(super) block: u32,
     /// Offset of the block's code in the area.
-    code: u32,
-    first_site: u32,
-    key: u32,
-    flags: Flags,
+    pub(super) code: u32,
+    pub(super) first_site: u32,
+    pub(super) key: u32,
+    pub(super) flags: Flags,
     pub(super) cold: Vec<Cold>,
-    gpa_page: u64,
+    pub(super) gpa_page: u64,
     /// The op of the first instruction of the group at hand.
-    group_op: Option<u32>,
-    x87_page_noted: bool,
+    pub(super) group_op: Option<u32>,
+    pub(super) x87_page_noted: bool,
     /// Executed instructions are counted.
-    count: bool,
-    executed: u32,
+    pub(super) count: bool,
+    pub(super) executed: u32,
     /// The instruction at hand, from the start of the page.
-    ip: i64,
-}
-
-fn is_high_byte(r: Register) -> bool {
-    matches!(r, Register::AH | Register::CH | Register::DH | Register::BH)
-}
-
-/// Host register `n`, as wide as `like`.
-fn sized(n: u8, like: Register) -> Register {
-    let base = match like.size() {
-        1 => {
-            return [
-                Register::AL,
-                Register::CL,
-                Register::DL,
-                Register::BL,
-                Register::SPL,
-                Register::BPL,
-                Register::SIL,
-                Register::DIL,
-                Register::R8L,
-                Register::R9L,
-                Register::R10L,
-                Register::R11L,
-                Register::R12L,
-                Register::R13L,
-                Register::R14L,
-                Register::R15L,
-            ][usize::from(n)];
-        }
-        2 => Register::AX,
-        4 => Register::EAX,
-        _ => Register::RAX,
-    };
-    base + u32::from(n)
+    pub(super) ip: i64,
 }
 
 /// The host register that is guest register `r`'s home, if it has one.
-fn home(r: u8) -> Option<u8> {
+pub(super) fn home(r: u8) -> Option<u8> {
     match r {
         4 => Some(R9),
         9..=11 => None,
@@ -269,17 +236,17 @@ fn home(r: u8) -> Option<u8> {
 }
 
 impl Emit<'_> {
-    fn wide(&self) -> bool {
+    pub(super) fn wide(&self) -> bool {
         self.key & key::BITS64 != 0
     }
 
     /// Bytes of a stack slot.
-    fn slot_size(&self) -> i32 {
+    pub(super) fn slot_size(&self) -> i32 {
         if self.wide() { 8 } else { 4 }
     }
 
     /// Leaves unless the generation of code addresses is the one under which the next page was found to hold what it should.
-    fn check_generation(&mut self, site: u32) {
+    pub(super) fn check_generation(&mut self, site: u32) {
         let p = self.store.area.site(site);
         self.a.load(R11, rip(p));
         self.a.cmp(R11, ctx(off::GEN));
@@ -289,7 +256,7 @@ impl Emit<'_> {
         self.a.bind(good);
     }
 
-    fn prologue(&mut self, vec: bool, x87: bool) {
+    pub(super) fn prologue(&mut self, vec: bool, x87: bool) {
         let a = &mut self.a;
         if x87 {
             a.cmp_mem_imm8(ctx(off::X87), 0);
@@ -315,7 +282,7 @@ impl Emit<'_> {
     }
 
     /// The flags to the host's, if they are not there. R11 is lost.
-    fn fetch_flags(&mut self) {
+    pub(super) fn fetch_flags(&mut self) {
         if self.flags == Flags::Context {
             self.a.restore_flags(ctx(off::FL), R11);
             self.flags = Flags::Both;
@@ -349,7 +316,7 @@ impl Emit<'_> {
     }
 
     /// Emits one instruction; false if nothing comes after it.
-    fn insn(&mut self, n: &Insn) -> bool {
+    pub(super) fn insn(&mut self, n: &Insn) -> bool {
         let (i, c) = (&n.i, n.class);
         match c {
             Class::Nothing => {}
@@ -408,7 +375,7 @@ impl Emit<'_> {
     }
 
     /// Leaves the block for the interpreter to execute `i`.
-    fn interp(&mut self, i: &Instruction) {
+    pub(super) fn interp(&mut self, i: &Instruction) {
         self.spill();
         let op = self.new_op(i);
         self.a.mov_imm32(R11, op);
@@ -419,7 +386,7 @@ impl Emit<'_> {
     }
 
     /// The same for the last instruction of a block.
-    fn interp_last(&mut self, i: &Instruction) {
+    pub(super) fn interp_last(&mut self, i: &Instruction) {
         self.interp(i);
         if let Some(op) = self.store.ops.last_mut() {
             op.next = 0;
@@ -428,7 +395,7 @@ impl Emit<'_> {
 
     /// Address of the memory operand to host register `to`, without its segment's base. None if that cannot be said. Leaves the
     /// flags; R10 and R11 are lost.
-    fn address(&mut self, i: &Instruction, to: u8) -> Option<()> {
+    pub(super) fn address(&mut self, i: &Instruction, to: u8) -> Option<()> {
         let narrow = match crate::operand::address_size(i) {
             8 => false,
             4 => true,
@@ -476,7 +443,7 @@ impl Emit<'_> {
     }
 
     /// Adds the base of the operand's segment to R10.
-    fn add_segment(&mut self, i: &Instruction) -> Option<()> {
+    pub(super) fn add_segment(&mut self, i: &Instruction) -> Option<()> {
         let field = match i.memory_segment() {
             Register::FS => off::FS,
             Register::GS => off::GS,
@@ -494,7 +461,7 @@ impl Emit<'_> {
     }
 
     /// A host register that holds guest register `r`: its home, or `scratch` after a load.
-    fn in_register(&mut self, r: u8, scratch: u8) -> u8 {
+    pub(super) fn in_register(&mut self, r: u8, scratch: u8) -> u8 {
         if let Some(h) = home(r) {
             return h;
         }
@@ -526,7 +493,7 @@ impl Emit<'_> {
     }
 
     /// The same by the soft TLB itself.
-    fn check_table(&mut self, op: u32, limit: i32, write: bool) {
+    pub(super) fn check_table(&mut self, op: u32, limit: i32, write: bool) {
         use crate::mmu::{ENTRIES, Entry};
         let tag = if write { offset_of!(Entry, write) } else { offset_of!(Entry, read) } as i32;
         let a = &mut self.a;
@@ -541,311 +508,8 @@ impl Emit<'_> {
         self.cold.push(Cold::Interp { from, op });
     }
 
-    fn lea(&mut self, i: &Instruction) -> Option<()> {
-        let r = i.op0_register();
-        let same = r.size() as u32 == crate::operand::address_size(i);
-        if r.size() < 4 {
-            return None;
-        }
-        let before = self.a.pos();
-        let n = number(r);
-        let to = home(n).unwrap_or(R10);
-        if self.address(i, to).is_none() {
-            self.a.code.truncate(before);
-            return None;
-        }
-        if r.size() == 4 && !same {
-            self.a.mov32(to, to);
-        }
-        if let Some(s) = spilled(n) {
-            self.a.store(ctx(s), R10);
-        }
-        Some(())
-    }
-
-    /// What `i` needs of the flags: all of them, the carry alone, nothing.
-    fn needs(&mut self, i: &Instruction) -> u32 {
-        if matches!(i.mnemonic(), M::Div | M::Idiv) {
-            // The guest's stay as they are, in the context.
-            return 0;
-        }
-        let read = i.rflags_read() & ARITH;
-        let changed = i.rflags_modified() & ARITH;
-        // Of those that leave flags undefined, these give what does not depend on what they were.
-        let settled = matches!(
-            i.mnemonic(),
-            M::And | M::Or | M::Xor | M::Test | M::Andn | M::Bzhi | M::Blsi | M::Blsr | M::Blsmsk
-        ) || matches!(i.mnemonic(), M::Shl | M::Sal | M::Shr | M::Sar | M::Shld | M::Shrd)
-            && constant_count(i).is_some_and(|n| n != 0);
-        let written = i.rflags_written() | i.rflags_cleared() | i.rflags_set();
-        let kept = if changed == 0 {
-            0
-        } else if settled {
-            ARITH & !changed
-        } else {
-            ARITH & !written
-        };
-        read | kept
-    }
-
-    fn native(&mut self, n: &Insn, unit: Unit, aligned: bool, pointers: bool) -> Option<()> {
-        let i = &n.i;
-        let access = n.access;
-        let memory = (0..i.op_count()).find(|n| i.op_kind(*n) == OpKind::Memory);
-        let mut out = *i;
-        let mut regs = Borrowed::default();
-        let (mut high, mut extended) = (false, memory.is_some());
-        let most = if memory.is_some() { 1 } else { 2 };
-        for n in 0..i.op_count() {
-            if i.op_kind(n) != OpKind::Register || !i.op_register(n).is_gpr() {
-                continue;
-            }
-            let r = i.op_register(n);
-            if is_high_byte(r) {
-                high = true;
-                continue;
-            }
-            let g = number(r);
-            let host = match home(g) {
-                Some(h) => h,
-                None => {
-                    let written = groups::writes(access[n as usize]);
-                    regs.take(g, written, most)?
-                }
-            };
-            extended |= host >= 8 || r.size() == 1 && host >= 4;
-            if host != g {
-                out.set_op_register(n, sized(host, r));
-            }
-        }
-        if high && extended {
-            return None;
-        }
-        out.set_code(encodable(i.code()));
-        self.emit_native(
-            i,
-            &mut out,
-            &regs,
-            Plan { memory, access, unit, aligned, pointers, member: n.member },
-        )
-    }
-
-    fn emit_native(
-        &mut self,
-        i: &Instruction,
-        out: &mut Instruction,
-        regs: &Borrowed,
-        p: Plan,
-    ) -> Option<()> {
-        let before = self.a.pos();
-        let flags_before = self.flags;
-        let ops_before = self.store.ops.len();
-        let needs = self.needs(i);
-        let changes = i.rflags_modified() & ARITH != 0;
-        let divides = matches!(i.mnemonic(), M::Div | M::Idiv);
-        let traps = divides || p.unit != Unit::Integer;
-        let member = self.live_member(p.member);
-        let mut op = None;
-        if let Some(Member { group: Some(g), .. }) = member {
-            op = Some(self.open_group(i, g));
-        } else if p.memory.is_some() && (member.is_none() || p.aligned) || traps || p.pointers {
-            op = Some(self.new_op(i));
-        }
-        if traps {
-            // A fault of the host's takes the flags from the context.
-            self.spill();
-        }
-        let ok = (|| {
-            if let Some(m) = p.memory {
-                let size = i.memory_size().size() as u64;
-                if !(1..=64).contains(&size) {
-                    return None;
-                }
-                let disp = match member {
-                    Some(m) => {
-                        self.member_operand(i, op, m, size, &p);
-                        m.offset
-                    }
-                    None => {
-                        self.operand(i, op, size, groups::writes(p.access[m as usize]), &p)?;
-                        0
-                    }
-                };
-                out.set_memory_base(Register::R10);
-                out.set_memory_index(Register::None);
-                out.set_memory_index_scale(1);
-                out.set_memory_displacement64(disp as i64 as u64);
-                out.set_memory_displ_size(match i8::try_from(disp) {
-                    Ok(0) => 0,
-                    Ok(_) => 1,
-                    Err(_) => 8,
-                });
-                out.set_segment_prefix(Register::None);
-            }
-            if self.flags == Flags::Context && needs != 0 {
-                let whole = i.rflags_modified() & ARITH != 0
-                    && needs == RflagsBits::CF
-                    && ARITH & !(i.rflags_written() | i.rflags_cleared() | i.rflags_set()) & !RflagsBits::CF
-                        == 0;
-                if whole {
-                    self.a.bt_mem(ctx(off::FL), 8);
-                } else {
-                    self.fetch_flags();
-                }
-            }
-            for (g, s, _) in regs.iter() {
-                self.a.load(s, ctx(spilled(g)?));
-            }
-            if let Some(op) = op
-                && traps
-            {
-                self.store.ops[op as usize].start = self.code + self.a.pos() as u32;
-            }
-            self.encode(out)?;
-            if p.pointers {
-                // Not before it: it may find an exception pending, and has not run then.
-                self.note_x87(op?, p.memory.is_some());
-            }
-            for (g, s, written) in regs.iter() {
-                if written {
-                    self.a.store(ctx(spilled(g)?), s);
-                }
-            }
-            Some(())
-        })();
-        if ok.is_none() {
-            // The interpreter takes it. Sites and ops that were made for it stay unused; cold code that refers to this must go.
-            self.a.code.truncate(before);
-            self.store.ops.truncate(ops_before);
-            if self.group_op.is_some_and(|o| o as usize >= ops_before) {
-                self.group_op = None;
-            }
-            self.flags = flags_before;
-            while self.cold.last().is_some_and(|c| c.position().is_some_and(|p| p >= before)) {
-                self.cold.pop();
-            }
-            return None;
-        }
-        if divides {
-            // What a division does to the flags is nothing, as the interpreter has it.
-            self.flags = Flags::Context;
-        } else if changes {
-            self.flags = Flags::Host;
-        }
-        if let Some(op) = op {
-            self.close_member(op);
-        }
-        Some(())
-    }
-
-    /// The host address of the operand to R10.
-    fn operand(&mut self, i: &Instruction, op: Option<u32>, size: u64, write: bool, p: &Plan) -> Option<()> {
-        let op = op?;
-        self.spill();
-        self.address(i, R10)?;
-        if p.pointers {
-            self.a.store(ctx(off::X87_NEXT), R10);
-        }
-        self.add_segment(i)?;
-        if p.aligned {
-            // First: what is not aligned must not make the page dirty.
-            self.a.test_low_byte(R10, (size - 1) as u8);
-            let from = self.a.jcc(cc::NE);
-            self.cold.push(Cold::Interp { from, op });
-        }
-        self.check(op, i, size, write);
-        Some(())
-    }
-
-    /// What is left to be done for an operand whose group's host address is in R10.
-    fn member_operand(&mut self, i: &Instruction, op: Option<u32>, m: Member, size: u64, p: &Plan) {
-        if p.pointers {
-            // Not by `address`, which may load a base register into R10.
-            let b = self.in_register(number(i.memory_base()), R11);
-            self.a.lea(R11, at(b, i.memory_displacement64() as i32));
-            self.a.store(ctx(off::X87_NEXT), R11);
-        }
-        if p.aligned
-            && let Some(op) = op
-        {
-            self.spill();
-            self.a.lea(R11, at(R10, m.offset));
-            self.a.test_low_byte(R11, (size - 1) as u8);
-            let from = self.a.jcc(cc::NE);
-            self.cold.push(Cold::Interp { from, op });
-            self.clobber();
-        }
-    }
-
-    /// A member of a group whose check has come, or comes now.
-    fn live_member(&self, m: Option<Member>) -> Option<Member> {
-        m.filter(|m| m.group.is_some() || self.group_op.is_some())
-    }
-
-    /// The check of a group of which `i` is the first.
-    fn open_group(&mut self, i: &Instruction, g: Group) -> u32 {
-        let op = self.new_op(i);
-        self.store.ops[op as usize].insns = g.insns;
-        self.spill();
-        let b = self.in_register(g.base, R10);
-        self.a.lea(R10, at(b, g.lowest));
-        self.check(op, i, u64::from(g.size), g.write);
-        self.group_op = Some(op);
-        op
-    }
-
-    /// The check of a stack access of `i` at `disp` from RSP, if its group has not had it; its op, and where it is from R10.
-    fn stack_slot(&mut self, i: &Instruction, member: Option<Member>, disp: i32, write: bool) -> (u32, i32) {
-        match (self.live_member(member), self.group_op) {
-            (Some(Member { group: Some(g), offset, .. }), _) => (self.open_group(i, g), offset),
-            (Some(m), Some(_)) => (self.new_op(i), m.offset),
-            _ => {
-                let op = self.new_op(i);
-                self.spill();
-                self.sp_to_r10(disp);
-                self.check(op, i, self.slot_size() as u64, write);
-                (op, 0)
-            }
-        }
-    }
-
-    /// The op of `i` ends here, unless it is that of a group, which goes on.
-    fn close_member(&mut self, op: u32) {
-        if self.group_op != Some(op) {
-            self.close_op(op);
-        }
-    }
-
-    /// Encodes a guest instruction as it now is.
-    fn encode(&mut self, i: &Instruction) -> Option<()> {
-        let (here, before) = (self.a.here(), self.a.pos());
-        let e = &mut self.store.encoder;
-        e.set_buffer(std::mem::take(&mut self.a.code));
-        let ok = e.encode(i, here).is_ok();
-        self.a.code = e.take_buffer();
-        if !ok {
-            self.a.code.truncate(before);
-        }
-        ok.then_some(())
-    }
-
-    /// Notes the x87 instruction that has run.
-    fn note_x87(&mut self, op: u32, memory: bool) {
-        if !self.x87_page_noted {
-            self.x87_page_noted = true;
-            // The scratch register of an operand in the context is not in use: x87 instructions have none.
-            self.a.load(R11, ctx(off::VPAGE));
-            self.a.store(ctx(off::X87_PAGE), R11);
-        }
-        self.a.store_imm32(ctx(off::X87_OP), op as i32 + 1);
-        if memory {
-            self.a.load(R11, ctx(off::X87_NEXT));
-            self.a.store(ctx(off::X87_OPERAND), R11);
-        }
-    }
-
     /// Moves RSP by `by`, leaving the flags.
-    fn move_sp(&mut self, by: i32) {
+    pub(super) fn move_sp(&mut self, by: i32) {
         if self.wide() {
             self.a.lea(R9, at(R9, by));
         } else {
@@ -854,7 +518,7 @@ impl Emit<'_> {
     }
 
     /// R10 to the guest's stack pointer plus `disp`.
-    fn sp_to_r10(&mut self, disp: i32) {
+    pub(super) fn sp_to_r10(&mut self, disp: i32) {
         if !self.wide() {
             self.a.lea32(R10, at(R9, disp));
         } else if disp == 0 {
@@ -864,7 +528,7 @@ impl Emit<'_> {
         }
     }
 
-    fn store_slot(&mut self, disp: i32, r: u8) {
+    pub(super) fn store_slot(&mut self, disp: i32, r: u8) {
         if self.wide() {
             self.a.store(at(R10, disp), r);
         } else {
@@ -872,7 +536,7 @@ impl Emit<'_> {
         }
     }
 
-    fn load_slot(&mut self, r: u8, disp: i32) {
+    pub(super) fn load_slot(&mut self, r: u8, disp: i32) {
         if self.wide() {
             self.a.load(r, at(R10, disp));
         } else {
@@ -880,7 +544,7 @@ impl Emit<'_> {
         }
     }
 
-    fn push(&mut self, i: &Instruction, member: Option<Member>) {
+    pub(super) fn push(&mut self, i: &Instruction, member: Option<Member>) {
         let size = self.slot_size();
         if i.op0_kind() == OpKind::Memory {
             return self.push_memory(i);
@@ -901,7 +565,7 @@ impl Emit<'_> {
         self.close_member(op);
     }
 
-    fn push_memory(&mut self, i: &Instruction) {
+    pub(super) fn push_memory(&mut self, i: &Instruction) {
         let size = self.slot_size();
         let op = self.new_op(i);
         self.spill();
@@ -922,7 +586,7 @@ impl Emit<'_> {
         self.close_op(op);
     }
 
-    fn pop(&mut self, i: &Instruction, member: Option<Member>) {
+    pub(super) fn pop(&mut self, i: &Instruction, member: Option<Member>) {
         let size = self.slot_size();
         let (op, disp) = self.stack_slot(i, member, 0, false);
         let n = number(i.op0_register());
@@ -942,7 +606,7 @@ impl Emit<'_> {
         self.close_member(op);
     }
 
-    fn leave(&mut self, i: &Instruction) {
+    pub(super) fn leave(&mut self, i: &Instruction) {
         let size = self.slot_size();
         let op = self.new_op(i);
         self.spill();
@@ -962,7 +626,7 @@ impl Emit<'_> {
     }
 
     /// Pushes the address of the instruction after the call `i`.
-    fn push_return(&mut self, i: &Instruction, member: Option<Member>) -> u32 {
+    pub(super) fn push_return(&mut self, i: &Instruction, member: Option<Member>) -> u32 {
         let size = self.slot_size();
         let (op, disp) = self.stack_slot(i, member, -size, true);
         self.a.load(R11, ctx(off::VPAGE));
@@ -971,318 +635,11 @@ impl Emit<'_> {
         self.move_sp(-size);
         op
     }
-
-    /// Where a branch leads, from the start of the page.
-    fn target(&self, i: &Instruction) -> i64 {
-        if self.wide() { i.near_branch64() as i64 } else { i64::from(i.near_branch32() as i32) }
-    }
-
-    fn new_link(&mut self, at: Patch, target: i64, gen_site: Option<u32>) -> u32 {
-        let (block, at) = (self.block, self.code + at.0 as u32);
-        push(&mut self.store.links, Link { block, at, unlinked: 0, target, gen_site, to: NONE, next: NONE });
-        self.store.links.len() as u32 - 1
-    }
-
-    fn tally(&mut self, executed: u32) {
-        if self.count {
-            self.a.add_mem_imm(ctx(off::INSTRET), executed as i32, true);
-        }
-    }
-
-    /// Looks at the stop word; the jump that leaves. The flags are lost.
-    fn poll(&mut self) -> Patch {
-        self.a.load(R11, ctx(off::STOP));
-        self.a.cmp_mem_imm8(at(R11, 0), 0);
-        self.a.jcc(cc::NE)
-    }
-
-    /// Goes on at `target` of this page, or of another. The flags must be in the context.
-    fn goto(&mut self, target: i64, call: bool) {
-        self.spill();
-        self.tally(self.executed + u32::from(call));
-        let mut from = Vec::new();
-        let same_page = (0..4096).contains(&target);
-        if target <= self.ip || call {
-            from.push(self.poll());
-        }
-        let gen_site = (!same_page).then(|| self.store.new_gen_site(&self.cpu.mmu.sites));
-        if let Some(s) = gen_site {
-            let p = self.store.area.site(s);
-            self.a.load(R11, rip(p));
-            self.a.cmp(R11, ctx(off::GEN));
-            from.push(self.a.jcc(cc::NE));
-            self.a.add_mem_imm(ctx(off::VPAGE), (target & !0xfff) as i32, self.key & key::BITS64 != 0);
-        }
-        let p = self.a.jmp();
-        let link = self.new_link(p, target, gen_site);
-        if same_page {
-            from.push(p);
-        } else {
-            // It is not taken before it leads somewhere.
-            self.a.bind(p);
-        }
-        self.cold.push(Cold::Link { from, link });
-        self.flags = Flags::Context;
-    }
-
-    fn jump(&mut self, i: &Instruction) -> bool {
-        let target = self.target(i);
-        if !within_reach(target) {
-            self.interp_last(i);
-            return false;
-        }
-        let code = match i.condition_code() {
-            ConditionCode::None => {
-                self.executed += 1;
-                self.goto(target, false);
-                self.executed -= 1;
-                return false;
-            }
-            c => c as u8 - ConditionCode::o as u8,
-        };
-        self.spill();
-        let bit = match code >> 1 {
-            0 => Some((0, 1)),
-            1 => Some((1, 0x01)),
-            2 => Some((1, 0x40)),
-            3 => Some((1, 0x41)),
-            4 => Some((1, 0x80)),
-            5 => Some((1, 0x04)),
-            _ => None,
-        };
-        let mut cond = code;
-        match bit {
-            Some((byte, mask)) if self.flags == Flags::Context => {
-                self.a.test_byte(ctx(off::FL + byte), mask);
-                cond = if code & 1 == 0 { cc::NE } else { cc::E };
-            }
-            _ => self.fetch_flags(),
-        }
-        let backward = target <= i.ip() as i64 && target >= 0;
-        if backward && !self.count {
-            // The way back is the usual one.
-            let over = self.a.jcc(cond ^ 1);
-            let flags = self.flags;
-            self.executed += 1;
-            self.goto(target, false);
-            self.executed -= 1;
-            self.a.bind(over);
-            self.flags = flags;
-        } else {
-            let from = self.a.jcc(cond);
-            if (0..4096).contains(&target) && !backward && !self.count {
-                let link = self.new_link(from, target, None);
-                self.cold.push(Cold::Link { from: vec![from], link });
-            } else {
-                self.cold.push(Cold::Goto { from, target, ip: self.ip, executed: self.executed + 1 });
-            }
-        }
-        true
-    }
-
-    fn count_jump(&mut self, i: &Instruction) {
-        self.spill();
-        // Neither touches the flags, so both may stand wherever they are.
-        let short = match i.code() {
-            Code::Jrcxz_rel8_64 => [0xe3, 2],
-            _ => [0xe2, 2],
-        };
-        self.a.raw(&short);
-        self.a.raw(&[0xeb, 0]);
-        let hole = self.a.pos();
-        self.executed += 1;
-        self.goto(self.target(i), false);
-        let d = self.a.pos() - hole;
-        // A goto's straight part is far below 128 bytes.
-        self.a.code[hole - 1] = d as u8;
-        self.goto(i.next_ip() as i64, false);
-        self.executed -= 1;
-    }
-
-    fn indirect(&mut self, i: &Instruction, call: bool) {
-        let size = self.slot_size();
-        let op = self.new_op(i);
-        self.spill();
-        if i.op0_kind() == OpKind::Memory {
-            let before = self.a.pos();
-            if self.address(i, R10).is_none() || self.add_segment(i).is_none() {
-                self.a.code.truncate(before);
-                return self.interp_last(i);
-            }
-            self.check(op, i, size as u64, false);
-            self.load_slot(R11, 0);
-        } else {
-            let r = number(i.op0_register());
-            let h = self.in_register(r, R11);
-            if self.wide() {
-                if h != R11 {
-                    self.a.mov(R11, h);
-                }
-            } else {
-                self.a.mov32(R11, h);
-            }
-        }
-        if call {
-            if self.wide() {
-                // A target that is not canonical faults before anything is pushed. With 57 bits of address this sends too many
-                // to the interpreter, which does no harm.
-                self.a.mov(R10, R11);
-                self.a.shr(R10, 47);
-                self.a.lea(R10, at(R10, 1));
-                self.a.and_imm32(R10, 0x1_fffe);
-                let from = self.a.jcc(cc::NE);
-                self.cold.push(Cold::Interp { from, op });
-            }
-            self.a.store(ctx(off::TMP + 16), R11);
-            self.sp_to_r10(-size);
-            self.check(op, i, size as u64, true);
-            self.a.load(R11, ctx(off::VPAGE));
-            self.a.lea(R11, at(R11, i.next_ip() as i32));
-            self.store_slot(0, R11);
-            self.move_sp(-size);
-            self.a.load(R11, ctx(off::TMP + 16));
-            self.store.ops[op as usize].undo = size as i8;
-        }
-        self.go_to_r11(op);
-    }
-
-    fn ret(&mut self, i: &Instruction, member: Option<Member>) {
-        let size = self.slot_size();
-        let extra = if i.op_count() > 0 { i.immediate16() } else { 0 };
-        if extra > 100 {
-            return self.interp_last(i);
-        }
-        let (mut op, disp) = self.stack_slot(i, member, 0, false);
-        // Before R11 is taken.
-        self.spill();
-        self.load_slot(R11, disp);
-        let by = size + i32::from(extra);
-        self.move_sp(by);
-        if self.group_op.take() == Some(op) {
-            // The op that an indirect jump that is not to be names is this instruction's alone.
-            op = self.new_op(i);
-        }
-        self.store.ops[op as usize].undo = -by as i8;
-        self.go_to_r11(op);
-    }
-
-    /// Goes on at the guest address in R11.
-    fn go_to_r11(&mut self, op: u32) {
-        debug_assert!(self.flags != Flags::Host, "R11 would be lost");
-        self.tally(self.executed + 1);
-        let a = &mut self.a;
-        a.load(R10, ctx(off::STOP));
-        a.cmp_mem_imm8(at(R10, 0), 0);
-        let stop = a.jcc(cc::NE);
-        a.imul_imm(R10, R11, JUMP_FACTOR);
-        a.shr(R10, JUMP_SHIFT);
-        a.and_imm32(R10, JUMP_MASK);
-        a.cmp(R11, ctx(off::JUMPS).index(R10, 0));
-        let other = a.jcc(cc::NE);
-        a.and_imm(R11, -4096);
-        a.store(ctx(off::VPAGE), R11);
-        a.load32(R11, ctx(off::GEN));
-        a.cmp32(R11, ctx(off::JUMP_GEN).index(R10, 0));
-        let reload = a.jcc(cc::NE);
-        a.load32(R10, ctx(off::JUMP_CODE).index(R10, 0));
-        a.add(R10, ctx(off::BASE));
-        a.jmp_reg(R10);
-        self.cold.push(Cold::Indirect { from: other, reload, op });
-        self.cold.push(Cold::Indirect { from: stop, reload: stop, op });
-    }
-
-    fn finish_cold(&mut self) {
-        // A Goto makes cold code of its own.
-        while !self.cold.is_empty() {
-            for c in std::mem::take(&mut self.cold) {
-                self.cold_piece(c);
-            }
-        }
-    }
-
-    fn cold_piece(&mut self, c: Cold) {
-        let stubs = self.store.stubs;
-        match c {
-            Cold::Miss { from, site, write } => {
-                let p = self.store.area.site(site);
-                self.a.bind(from);
-                self.a.lea(R11, rip(p));
-                self.a.jmp_to(stubs.miss[usize::from(write)]);
-            }
-            Cold::Interp { from, op } => {
-                self.a.bind(from);
-                self.a.mov_imm32(R11, op);
-                self.a.jmp_to(stubs.interp);
-            }
-            Cold::Link { from, link } => {
-                let here = self.code + self.a.pos() as u32;
-                self.store.links[link as usize].unlinked = here;
-                for p in from {
-                    self.a.bind(p);
-                }
-                self.a.mov_imm32(R11, link);
-                self.a.jmp_to(stubs.link);
-            }
-            Cold::Goto { from, target, ip, executed } => {
-                self.a.bind(from);
-                self.flags = Flags::Context;
-                (self.ip, self.executed) = (ip, executed);
-                self.goto(target, false);
-            }
-            Cold::Indirect { from, reload, op } => {
-                if reload != from {
-                    self.a.bind(reload);
-                    self.a.load(R11, ctx(off::JUMPS).index(R10, 0));
-                }
-                self.a.bind(from);
-                self.a.mov_imm32(R10, op);
-                self.a.jmp_to(stubs.indirect);
-            }
-        }
-    }
-}
-
-/// Guest registers that stand in scratch registers while an instruction runs: register, scratch, whether it is written.
-#[derive(Clone, Copy, Default)]
-struct Borrowed {
-    all: [(u8, u8, bool); 2],
-    len: usize,
-}
-
-impl Borrowed {
-    /// A scratch register for guest register `g`, if there is one: of `most` scratch registers in all.
-    fn take(&mut self, g: u8, written: bool, most: usize) -> Option<u8> {
-        if let Some(known) = self.all[..self.len].iter_mut().find(|k| k.0 == g) {
-            known.2 |= written;
-            return Some(known.1);
-        }
-        if self.len >= most {
-            return None;
-        }
-        let s = [R11, R10][self.len];
-        self.all[self.len] = (g, s, written);
-        self.len += 1;
-        Some(s)
-    }
-
-    fn iter(&self) -> impl Iterator<Item = (u8, u8, bool)> + '_ {
-        self.all[..self.len].iter().copied()
-    }
-}
-
-/// What [`Emit::emit_native`] is to do.
-struct Plan {
-    memory: Option<u32>,
-    access: [OpAccess; 5],
-    unit: Unit,
-    aligned: bool,
-    pointers: bool,
-    member: Option<Member>,
 }
 
 impl Cold {
     /// Where it is jumped from.
-    fn position(&self) -> Option<usize> {
+    pub(super) fn position(&self) -> Option<usize> {
         match self {
             Cold::Miss { from, .. }
             | Cold::Interp { from, .. }
@@ -1290,45 +647,5 @@ impl Cold {
             | Cold::Indirect { from, .. } => Some(from.0),
             Cold::Link { from, .. } => from.first().map(|p| p.0),
         }
-    }
-}
-
-/// Whether a jump's distance, from the start of its page, surely fits what moves [`off::VPAGE`].
-fn within_reach(target: i64) -> bool {
-    (-0x7fff_0000..=0x7fff_0000).contains(&target)
-}
-
-/// The count of a shift if it is an immediate, as the processor masks it.
-fn constant_count(i: &Instruction) -> Option<u64> {
-    let n = i.op_count() - 1;
-    if !matches!(i.op_kind(n), OpKind::Immediate8) {
-        return None;
-    }
-    let size =
-        if i.op0_kind() == OpKind::Register { i.op0_register().size() } else { i.memory_size().size() };
-    let masked = i.immediate(n) & if size == 8 { 63 } else { 31 };
-    // Counts beyond the operand leave flags that are no one's promise.
-    (masked < size as u64 * 8).then_some(masked)
-}
-
-/// The same instruction in a form that can have any register or address.
-fn encodable(c: Code) -> Code {
-    match c {
-        Code::Mov_AL_moffs8 => Code::Mov_r8_rm8,
-        Code::Mov_AX_moffs16 => Code::Mov_r16_rm16,
-        Code::Mov_EAX_moffs32 => Code::Mov_r32_rm32,
-        Code::Mov_RAX_moffs64 => Code::Mov_r64_rm64,
-        Code::Mov_moffs8_AL => Code::Mov_rm8_r8,
-        Code::Mov_moffs16_AX => Code::Mov_rm16_r16,
-        Code::Mov_moffs32_EAX => Code::Mov_rm32_r32,
-        Code::Mov_moffs64_RAX => Code::Mov_rm64_r64,
-        Code::Inc_r16 => Code::Inc_rm16,
-        Code::Inc_r32 => Code::Inc_rm32,
-        Code::Dec_r16 => Code::Dec_rm16,
-        Code::Dec_r32 => Code::Dec_rm32,
-        Code::Xchg_r16_AX => Code::Xchg_rm16_r16,
-        Code::Xchg_r32_EAX => Code::Xchg_rm32_r32,
-        Code::Xchg_r64_RAX => Code::Xchg_rm64_r64,
-        c => c,
     }
 }

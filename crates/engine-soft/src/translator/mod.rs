@@ -12,10 +12,12 @@ mod classify;
 pub mod ctx;
 mod emit;
 mod exits;
+mod flow;
 #[cfg(test)]
 mod golden;
 mod groups;
 mod key;
+mod native;
 mod perf;
 pub mod store;
 mod stubs;

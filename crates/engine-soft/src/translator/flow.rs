@@ -1,0 +1,286 @@
+//! How a block is left: jumps, calls, returns, and what stands behind its straight path.
+
+use super::asm::reg::{R10, R11};
+use super::asm::{Patch, at, cc, ctx, rip};
+use super::ctx::{JUMP_FACTOR, JUMP_MASK, JUMP_SHIFT, off};
+use super::emit::{Cold, Emit, Flags};
+use super::groups::{Member, number};
+use super::key;
+use super::store::{Link, NONE, push};
+use iced_x86::{Code, ConditionCode, Instruction, OpKind};
+
+impl Emit<'_> {
+    /// Where a branch leads, from the start of the page.
+    pub(super) fn target(&self, i: &Instruction) -> i64 {
+        if self.wide() { i.near_branch64() as i64 } else { i64::from(i.near_branch32() as i32) }
+    }
+
+    pub(super) fn new_link(&mut self, at: Patch, target: i64, gen_site: Option<u32>) -> u32 {
+        let (block, at) = (self.block, self.code + at.0 as u32);
+        push(&mut self.store.links, Link { block, at, unlinked: 0, target, gen_site, to: NONE, next: NONE });
+        self.store.links.len() as u32 - 1
+    }
+
+    pub(super) fn tally(&mut self, executed: u32) {
+        if self.count {
+            self.a.add_mem_imm(ctx(off::INSTRET), executed as i32, true);
+        }
+    }
+
+    /// Looks at the stop word; the jump that leaves. The flags are lost.
+    pub(super) fn poll(&mut self) -> Patch {
+        self.a.load(R11, ctx(off::STOP));
+        self.a.cmp_mem_imm8(at(R11, 0), 0);
+        self.a.jcc(cc::NE)
+    }
+
+    /// Goes on at `target` of this page, or of another. The flags must be in the context.
+    pub(super) fn goto(&mut self, target: i64, call: bool) {
+        self.spill();
+        self.tally(self.executed + u32::from(call));
+        let mut from = Vec::new();
+        let same_page = (0..4096).contains(&target);
+        if target <= self.ip || call {
+            from.push(self.poll());
+        }
+        let gen_site = (!same_page).then(|| self.store.new_gen_site(&self.cpu.mmu.sites));
+        if let Some(s) = gen_site {
+            let p = self.store.area.site(s);
+            self.a.load(R11, rip(p));
+            self.a.cmp(R11, ctx(off::GEN));
+            from.push(self.a.jcc(cc::NE));
+            self.a.add_mem_imm(ctx(off::VPAGE), (target & !0xfff) as i32, self.key & key::BITS64 != 0);
+        }
+        let p = self.a.jmp();
+        let link = self.new_link(p, target, gen_site);
+        if same_page {
+            from.push(p);
+        } else {
+            // It is not taken before it leads somewhere.
+            self.a.bind(p);
+        }
+        self.cold.push(Cold::Link { from, link });
+        self.flags = Flags::Context;
+    }
+
+    pub(super) fn jump(&mut self, i: &Instruction) -> bool {
+        let target = self.target(i);
+        if !within_reach(target) {
+            self.interp_last(i);
+            return false;
+        }
+        let code = match i.condition_code() {
+            ConditionCode::None => {
+                self.executed += 1;
+                self.goto(target, false);
+                self.executed -= 1;
+                return false;
+            }
+            c => c as u8 - ConditionCode::o as u8,
+        };
+        self.spill();
+        let bit = match code >> 1 {
+            0 => Some((0, 1)),
+            1 => Some((1, 0x01)),
+            2 => Some((1, 0x40)),
+            3 => Some((1, 0x41)),
+            4 => Some((1, 0x80)),
+            5 => Some((1, 0x04)),
+            _ => None,
+        };
+        let mut cond = code;
+        match bit {
+            Some((byte, mask)) if self.flags == Flags::Context => {
+                self.a.test_byte(ctx(off::FL + byte), mask);
+                cond = if code & 1 == 0 { cc::NE } else { cc::E };
+            }
+            _ => self.fetch_flags(),
+        }
+        let backward = target <= i.ip() as i64 && target >= 0;
+        if backward && !self.count {
+            // The way back is the usual one.
+            let over = self.a.jcc(cond ^ 1);
+            let flags = self.flags;
+            self.executed += 1;
+            self.goto(target, false);
+            self.executed -= 1;
+            self.a.bind(over);
+            self.flags = flags;
+        } else {
+            let from = self.a.jcc(cond);
+            if (0..4096).contains(&target) && !backward && !self.count {
+                let link = self.new_link(from, target, None);
+                self.cold.push(Cold::Link { from: vec![from], link });
+            } else {
+                self.cold.push(Cold::Goto { from, target, ip: self.ip, executed: self.executed + 1 });
+            }
+        }
+        true
+    }
+
+    pub(super) fn count_jump(&mut self, i: &Instruction) {
+        self.spill();
+        // Neither touches the flags, so both may stand wherever they are.
+        let short = match i.code() {
+            Code::Jrcxz_rel8_64 => [0xe3, 2],
+            _ => [0xe2, 2],
+        };
+        self.a.raw(&short);
+        self.a.raw(&[0xeb, 0]);
+        let hole = self.a.pos();
+        self.executed += 1;
+        self.goto(self.target(i), false);
+        let d = self.a.pos() - hole;
+        // A goto's straight part is far below 128 bytes.
+        self.a.code[hole - 1] = d as u8;
+        self.goto(i.next_ip() as i64, false);
+        self.executed -= 1;
+    }
+
+    pub(super) fn indirect(&mut self, i: &Instruction, call: bool) {
+        let size = self.slot_size();
+        let op = self.new_op(i);
+        self.spill();
+        if i.op0_kind() == OpKind::Memory {
+            let before = self.a.pos();
+            if self.address(i, R10).is_none() || self.add_segment(i).is_none() {
+                self.a.code.truncate(before);
+                return self.interp_last(i);
+            }
+            self.check(op, i, size as u64, false);
+            self.load_slot(R11, 0);
+        } else {
+            let r = number(i.op0_register());
+            let h = self.in_register(r, R11);
+            if self.wide() {
+                if h != R11 {
+                    self.a.mov(R11, h);
+                }
+            } else {
+                self.a.mov32(R11, h);
+            }
+        }
+        if call {
+            if self.wide() {
+                // A target that is not canonical faults before anything is pushed. With 57 bits of address this sends too many
+                // to the interpreter, which does no harm.
+                self.a.mov(R10, R11);
+                self.a.shr(R10, 47);
+                self.a.lea(R10, at(R10, 1));
+                self.a.and_imm32(R10, 0x1_fffe);
+                let from = self.a.jcc(cc::NE);
+                self.cold.push(Cold::Interp { from, op });
+            }
+            self.a.store(ctx(off::TMP + 16), R11);
+            self.sp_to_r10(-size);
+            self.check(op, i, size as u64, true);
+            self.a.load(R11, ctx(off::VPAGE));
+            self.a.lea(R11, at(R11, i.next_ip() as i32));
+            self.store_slot(0, R11);
+            self.move_sp(-size);
+            self.a.load(R11, ctx(off::TMP + 16));
+            self.store.ops[op as usize].undo = size as i8;
+        }
+        self.go_to_r11(op);
+    }
+
+    pub(super) fn ret(&mut self, i: &Instruction, member: Option<Member>) {
+        let size = self.slot_size();
+        let extra = if i.op_count() > 0 { i.immediate16() } else { 0 };
+        if extra > 100 {
+            return self.interp_last(i);
+        }
+        let (mut op, disp) = self.stack_slot(i, member, 0, false);
+        // Before R11 is taken.
+        self.spill();
+        self.load_slot(R11, disp);
+        let by = size + i32::from(extra);
+        self.move_sp(by);
+        if self.group_op.take() == Some(op) {
+            // The op that an indirect jump that is not to be names is this instruction's alone.
+            op = self.new_op(i);
+        }
+        self.store.ops[op as usize].undo = -by as i8;
+        self.go_to_r11(op);
+    }
+
+    /// Goes on at the guest address in R11.
+    pub(super) fn go_to_r11(&mut self, op: u32) {
+        debug_assert!(self.flags != Flags::Host, "R11 would be lost");
+        self.tally(self.executed + 1);
+        let a = &mut self.a;
+        a.load(R10, ctx(off::STOP));
+        a.cmp_mem_imm8(at(R10, 0), 0);
+        let stop = a.jcc(cc::NE);
+        a.imul_imm(R10, R11, JUMP_FACTOR);
+        a.shr(R10, JUMP_SHIFT);
+        a.and_imm32(R10, JUMP_MASK);
+        a.cmp(R11, ctx(off::JUMPS).index(R10, 0));
+        let other = a.jcc(cc::NE);
+        a.and_imm(R11, -4096);
+        a.store(ctx(off::VPAGE), R11);
+        a.load32(R11, ctx(off::GEN));
+        a.cmp32(R11, ctx(off::JUMP_GEN).index(R10, 0));
+        let reload = a.jcc(cc::NE);
+        a.load32(R10, ctx(off::JUMP_CODE).index(R10, 0));
+        a.add(R10, ctx(off::BASE));
+        a.jmp_reg(R10);
+        self.cold.push(Cold::Indirect { from: other, reload, op });
+        self.cold.push(Cold::Indirect { from: stop, reload: stop, op });
+    }
+
+    pub(super) fn finish_cold(&mut self) {
+        // A Goto makes cold code of its own.
+        while !self.cold.is_empty() {
+            for c in std::mem::take(&mut self.cold) {
+                self.cold_piece(c);
+            }
+        }
+    }
+
+    pub(super) fn cold_piece(&mut self, c: Cold) {
+        let stubs = self.store.stubs;
+        match c {
+            Cold::Miss { from, site, write } => {
+                let p = self.store.area.site(site);
+                self.a.bind(from);
+                self.a.lea(R11, rip(p));
+                self.a.jmp_to(stubs.miss[usize::from(write)]);
+            }
+            Cold::Interp { from, op } => {
+                self.a.bind(from);
+                self.a.mov_imm32(R11, op);
+                self.a.jmp_to(stubs.interp);
+            }
+            Cold::Link { from, link } => {
+                let here = self.code + self.a.pos() as u32;
+                self.store.links[link as usize].unlinked = here;
+                for p in from {
+                    self.a.bind(p);
+                }
+                self.a.mov_imm32(R11, link);
+                self.a.jmp_to(stubs.link);
+            }
+            Cold::Goto { from, target, ip, executed } => {
+                self.a.bind(from);
+                self.flags = Flags::Context;
+                (self.ip, self.executed) = (ip, executed);
+                self.goto(target, false);
+            }
+            Cold::Indirect { from, reload, op } => {
+                if reload != from {
+                    self.a.bind(reload);
+                    self.a.load(R11, ctx(off::JUMPS).index(R10, 0));
+                }
+                self.a.bind(from);
+                self.a.mov_imm32(R10, op);
+                self.a.jmp_to(stubs.indirect);
+            }
+        }
+    }
+}
+
+/// Whether a jump's distance, from the start of its page, surely fits what moves [`off::VPAGE`].
+pub(super) fn within_reach(target: i64) -> bool {
+    (-0x7fff_0000..=0x7fff_0000).contains(&target)
+}

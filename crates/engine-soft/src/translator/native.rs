@@ -1,0 +1,427 @@
+//! Guest instructions that run as themselves: their registers put in the host's, their memory operand checked and redirected.
+
+use super::asm::reg::{R10, R11};
+use super::asm::{at, cc, ctx};
+use super::ctx::{off, spilled};
+use super::emit::{ARITH, Cold, Emit, Flags, home};
+use super::groups::{self, Group, Insn, Member, number};
+use crate::host::Unit;
+use iced_x86::{Code, Instruction, Mnemonic as M, OpAccess, OpKind, Register, RflagsBits};
+
+fn is_high_byte(r: Register) -> bool {
+    matches!(r, Register::AH | Register::CH | Register::DH | Register::BH)
+}
+
+/// Host register `n`, as wide as `like`.
+fn sized(n: u8, like: Register) -> Register {
+    let base = match like.size() {
+        1 => {
+            return [
+                Register::AL,
+                Register::CL,
+                Register::DL,
+                Register::BL,
+                Register::SPL,
+                Register::BPL,
+                Register::SIL,
+                Register::DIL,
+                Register::R8L,
+                Register::R9L,
+                Register::R10L,
+                Register::R11L,
+                Register::R12L,
+                Register::R13L,
+                Register::R14L,
+                Register::R15L,
+            ][usize::from(n)];
+        }
+        2 => Register::AX,
+        4 => Register::EAX,
+        _ => Register::RAX,
+    };
+    base + u32::from(n)
+}
+
+impl Emit<'_> {
+    pub(super) fn lea(&mut self, i: &Instruction) -> Option<()> {
+        let r = i.op0_register();
+        let same = r.size() as u32 == crate::operand::address_size(i);
+        if r.size() < 4 {
+            return None;
+        }
+        let before = self.a.pos();
+        let n = number(r);
+        let to = home(n).unwrap_or(R10);
+        if self.address(i, to).is_none() {
+            self.a.code.truncate(before);
+            return None;
+        }
+        if r.size() == 4 && !same {
+            self.a.mov32(to, to);
+        }
+        if let Some(s) = spilled(n) {
+            self.a.store(ctx(s), R10);
+        }
+        Some(())
+    }
+
+    /// What `i` needs of the flags: all of them, the carry alone, nothing.
+    pub(super) fn needs(&mut self, i: &Instruction) -> u32 {
+        if matches!(i.mnemonic(), M::Div | M::Idiv) {
+            // The guest's stay as they are, in the context.
+            return 0;
+        }
+        let read = i.rflags_read() & ARITH;
+        let changed = i.rflags_modified() & ARITH;
+        // Of those that leave flags undefined, these give what does not depend on what they were.
+        let settled = matches!(
+            i.mnemonic(),
+            M::And | M::Or | M::Xor | M::Test | M::Andn | M::Bzhi | M::Blsi | M::Blsr | M::Blsmsk
+        ) || matches!(i.mnemonic(), M::Shl | M::Sal | M::Shr | M::Sar | M::Shld | M::Shrd)
+            && constant_count(i).is_some_and(|n| n != 0);
+        let written = i.rflags_written() | i.rflags_cleared() | i.rflags_set();
+        let kept = if changed == 0 {
+            0
+        } else if settled {
+            ARITH & !changed
+        } else {
+            ARITH & !written
+        };
+        read | kept
+    }
+
+    pub(super) fn native(&mut self, n: &Insn, unit: Unit, aligned: bool, pointers: bool) -> Option<()> {
+        let i = &n.i;
+        let access = n.access;
+        let memory = (0..i.op_count()).find(|n| i.op_kind(*n) == OpKind::Memory);
+        let mut out = *i;
+        let mut regs = Borrowed::default();
+        let (mut high, mut extended) = (false, memory.is_some());
+        let most = if memory.is_some() { 1 } else { 2 };
+        for n in 0..i.op_count() {
+            if i.op_kind(n) != OpKind::Register || !i.op_register(n).is_gpr() {
+                continue;
+            }
+            let r = i.op_register(n);
+            if is_high_byte(r) {
+                high = true;
+                continue;
+            }
+            let g = number(r);
+            let host = match home(g) {
+                Some(h) => h,
+                None => {
+                    let written = groups::writes(access[n as usize]);
+                    regs.take(g, written, most)?
+                }
+            };
+            extended |= host >= 8 || r.size() == 1 && host >= 4;
+            if host != g {
+                out.set_op_register(n, sized(host, r));
+            }
+        }
+        if high && extended {
+            return None;
+        }
+        out.set_code(encodable(i.code()));
+        self.emit_native(
+            i,
+            &mut out,
+            &regs,
+            Plan { memory, access, unit, aligned, pointers, member: n.member },
+        )
+    }
+
+    fn emit_native(
+        &mut self,
+        i: &Instruction,
+        out: &mut Instruction,
+        regs: &Borrowed,
+        p: Plan,
+    ) -> Option<()> {
+        let before = self.a.pos();
+        let flags_before = self.flags;
+        let ops_before = self.store.ops.len();
+        let needs = self.needs(i);
+        let changes = i.rflags_modified() & ARITH != 0;
+        let divides = matches!(i.mnemonic(), M::Div | M::Idiv);
+        let traps = divides || p.unit != Unit::Integer;
+        let member = self.live_member(p.member);
+        let mut op = None;
+        if let Some(Member { group: Some(g), .. }) = member {
+            op = Some(self.open_group(i, g));
+        } else if p.memory.is_some() && (member.is_none() || p.aligned) || traps || p.pointers {
+            op = Some(self.new_op(i));
+        }
+        if traps {
+            // A fault of the host's takes the flags from the context.
+            self.spill();
+        }
+        let ok = (|| {
+            if let Some(m) = p.memory {
+                let size = i.memory_size().size() as u64;
+                if !(1..=64).contains(&size) {
+                    return None;
+                }
+                let disp = match member {
+                    Some(m) => {
+                        self.member_operand(i, op, m, size, &p);
+                        m.offset
+                    }
+                    None => {
+                        self.operand(i, op, size, groups::writes(p.access[m as usize]), &p)?;
+                        0
+                    }
+                };
+                out.set_memory_base(Register::R10);
+                out.set_memory_index(Register::None);
+                out.set_memory_index_scale(1);
+                out.set_memory_displacement64(disp as i64 as u64);
+                out.set_memory_displ_size(match i8::try_from(disp) {
+                    Ok(0) => 0,
+                    Ok(_) => 1,
+                    Err(_) => 8,
+                });
+                out.set_segment_prefix(Register::None);
+            }
+            if self.flags == Flags::Context && needs != 0 {
+                let whole = i.rflags_modified() & ARITH != 0
+                    && needs == RflagsBits::CF
+                    && ARITH & !(i.rflags_written() | i.rflags_cleared() | i.rflags_set()) & !RflagsBits::CF
+                        == 0;
+                if whole {
+                    self.a.bt_mem(ctx(off::FL), 8);
+                } else {
+                    self.fetch_flags();
+                }
+            }
+            for (g, s, _) in regs.iter() {
+                self.a.load(s, ctx(spilled(g)?));
+            }
+            if let Some(op) = op
+                && traps
+            {
+                self.store.ops[op as usize].start = self.code + self.a.pos() as u32;
+            }
+            self.encode(out)?;
+            if p.pointers {
+                // Not before it: it may find an exception pending, and has not run then.
+                self.note_x87(op?, p.memory.is_some());
+            }
+            for (g, s, written) in regs.iter() {
+                if written {
+                    self.a.store(ctx(spilled(g)?), s);
+                }
+            }
+            Some(())
+        })();
+        if ok.is_none() {
+            // The interpreter takes it. Sites and ops that were made for it stay unused; cold code that refers to this must go.
+            self.a.code.truncate(before);
+            self.store.ops.truncate(ops_before);
+            if self.group_op.is_some_and(|o| o as usize >= ops_before) {
+                self.group_op = None;
+            }
+            self.flags = flags_before;
+            while self.cold.last().is_some_and(|c| c.position().is_some_and(|p| p >= before)) {
+                self.cold.pop();
+            }
+            return None;
+        }
+        if divides {
+            // What a division does to the flags is nothing, as the interpreter has it.
+            self.flags = Flags::Context;
+        } else if changes {
+            self.flags = Flags::Host;
+        }
+        if let Some(op) = op {
+            self.close_member(op);
+        }
+        Some(())
+    }
+
+    /// The host address of the operand to R10.
+    fn operand(&mut self, i: &Instruction, op: Option<u32>, size: u64, write: bool, p: &Plan) -> Option<()> {
+        let op = op?;
+        self.spill();
+        self.address(i, R10)?;
+        if p.pointers {
+            self.a.store(ctx(off::X87_NEXT), R10);
+        }
+        self.add_segment(i)?;
+        if p.aligned {
+            // First: what is not aligned must not make the page dirty.
+            self.a.test_low_byte(R10, (size - 1) as u8);
+            let from = self.a.jcc(cc::NE);
+            self.cold.push(Cold::Interp { from, op });
+        }
+        self.check(op, i, size, write);
+        Some(())
+    }
+
+    /// What is left to be done for an operand whose group's host address is in R10.
+    fn member_operand(&mut self, i: &Instruction, op: Option<u32>, m: Member, size: u64, p: &Plan) {
+        if p.pointers {
+            // Not by `address`, which may load a base register into R10.
+            let b = self.in_register(number(i.memory_base()), R11);
+            self.a.lea(R11, at(b, i.memory_displacement64() as i32));
+            self.a.store(ctx(off::X87_NEXT), R11);
+        }
+        if p.aligned
+            && let Some(op) = op
+        {
+            self.spill();
+            self.a.lea(R11, at(R10, m.offset));
+            self.a.test_low_byte(R11, (size - 1) as u8);
+            let from = self.a.jcc(cc::NE);
+            self.cold.push(Cold::Interp { from, op });
+            self.clobber();
+        }
+    }
+
+    /// A member of a group whose check has come, or comes now.
+    pub(super) fn live_member(&self, m: Option<Member>) -> Option<Member> {
+        m.filter(|m| m.group.is_some() || self.group_op.is_some())
+    }
+
+    /// The check of a group of which `i` is the first.
+    pub(super) fn open_group(&mut self, i: &Instruction, g: Group) -> u32 {
+        let op = self.new_op(i);
+        self.store.ops[op as usize].insns = g.insns;
+        self.spill();
+        let b = self.in_register(g.base, R10);
+        self.a.lea(R10, at(b, g.lowest));
+        self.check(op, i, u64::from(g.size), g.write);
+        self.group_op = Some(op);
+        op
+    }
+
+    /// The check of a stack access of `i` at `disp` from RSP, if its group has not had it; its op, and where it is from R10.
+    pub(super) fn stack_slot(
+        &mut self,
+        i: &Instruction,
+        member: Option<Member>,
+        disp: i32,
+        write: bool,
+    ) -> (u32, i32) {
+        match (self.live_member(member), self.group_op) {
+            (Some(Member { group: Some(g), offset, .. }), _) => (self.open_group(i, g), offset),
+            (Some(m), Some(_)) => (self.new_op(i), m.offset),
+            _ => {
+                let op = self.new_op(i);
+                self.spill();
+                self.sp_to_r10(disp);
+                self.check(op, i, self.slot_size() as u64, write);
+                (op, 0)
+            }
+        }
+    }
+
+    /// The op of `i` ends here, unless it is that of a group, which goes on.
+    pub(super) fn close_member(&mut self, op: u32) {
+        if self.group_op != Some(op) {
+            self.close_op(op);
+        }
+    }
+
+    /// Encodes a guest instruction as it now is.
+    pub(super) fn encode(&mut self, i: &Instruction) -> Option<()> {
+        let (here, before) = (self.a.here(), self.a.pos());
+        let e = &mut self.store.encoder;
+        e.set_buffer(std::mem::take(&mut self.a.code));
+        let ok = e.encode(i, here).is_ok();
+        self.a.code = e.take_buffer();
+        if !ok {
+            self.a.code.truncate(before);
+        }
+        ok.then_some(())
+    }
+
+    /// Notes the x87 instruction that has run.
+    pub(super) fn note_x87(&mut self, op: u32, memory: bool) {
+        if !self.x87_page_noted {
+            self.x87_page_noted = true;
+            // The scratch register of an operand in the context is not in use: x87 instructions have none.
+            self.a.load(R11, ctx(off::VPAGE));
+            self.a.store(ctx(off::X87_PAGE), R11);
+        }
+        self.a.store_imm32(ctx(off::X87_OP), op as i32 + 1);
+        if memory {
+            self.a.load(R11, ctx(off::X87_NEXT));
+            self.a.store(ctx(off::X87_OPERAND), R11);
+        }
+    }
+}
+
+/// Guest registers that stand in scratch registers while an instruction runs: register, scratch, whether it is written.
+#[derive(Clone, Copy, Default)]
+struct Borrowed {
+    all: [(u8, u8, bool); 2],
+    len: usize,
+}
+
+impl Borrowed {
+    /// A scratch register for guest register `g`, if there is one: of `most` scratch registers in all.
+    pub(super) fn take(&mut self, g: u8, written: bool, most: usize) -> Option<u8> {
+        if let Some(known) = self.all[..self.len].iter_mut().find(|k| k.0 == g) {
+            known.2 |= written;
+            return Some(known.1);
+        }
+        if self.len >= most {
+            return None;
+        }
+        let s = [R11, R10][self.len];
+        self.all[self.len] = (g, s, written);
+        self.len += 1;
+        Some(s)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u8, u8, bool)> + '_ {
+        self.all[..self.len].iter().copied()
+    }
+}
+
+/// What [`Emit::emit_native`] is to do.
+struct Plan {
+    memory: Option<u32>,
+    access: [OpAccess; 5],
+    unit: Unit,
+    aligned: bool,
+    pointers: bool,
+    member: Option<Member>,
+}
+
+/// The count of a shift if it is an immediate, as the processor masks it.
+fn constant_count(i: &Instruction) -> Option<u64> {
+    let n = i.op_count() - 1;
+    if !matches!(i.op_kind(n), OpKind::Immediate8) {
+        return None;
+    }
+    let size =
+        if i.op0_kind() == OpKind::Register { i.op0_register().size() } else { i.memory_size().size() };
+    let masked = i.immediate(n) & if size == 8 { 63 } else { 31 };
+    // Counts beyond the operand leave flags that are no one's promise.
+    (masked < size as u64 * 8).then_some(masked)
+}
+
+/// The same instruction in a form that can have any register or address.
+fn encodable(c: Code) -> Code {
+    match c {
+        Code::Mov_AL_moffs8 => Code::Mov_r8_rm8,
+        Code::Mov_AX_moffs16 => Code::Mov_r16_rm16,
+        Code::Mov_EAX_moffs32 => Code::Mov_r32_rm32,
+        Code::Mov_RAX_moffs64 => Code::Mov_r64_rm64,
+        Code::Mov_moffs8_AL => Code::Mov_rm8_r8,
+        Code::Mov_moffs16_AX => Code::Mov_rm16_r16,
+        Code::Mov_moffs32_EAX => Code::Mov_rm32_r32,
+        Code::Mov_moffs64_RAX => Code::Mov_rm64_r64,
+        Code::Inc_r16 => Code::Inc_rm16,
+        Code::Inc_r32 => Code::Inc_rm32,
+        Code::Dec_r16 => Code::Dec_rm16,
+        Code::Dec_r32 => Code::Dec_rm32,
+        Code::Xchg_r16_AX => Code::Xchg_rm16_r16,
+        Code::Xchg_r32_EAX => Code::Xchg_rm32_r32,
+        Code::Xchg_r64_RAX => Code::Xchg_rm64_r64,
+        c => c,
+    }
+}
