@@ -186,10 +186,6 @@ impl Asm {
     pub fn load32(&mut self, r: u8, m: M) {
         self.mem(&[], false, &[0x8b], r, m, 0);
     }
-    /// `movzx r32, word [m]`.
-    pub fn load16(&mut self, r: u8, m: M) {
-        self.mem(&[], false, &[0x0f, 0xb7], r, m, 0);
-    }
     /// `mov [m], r`, 64 bits.
     pub fn store(&mut self, m: M, r: u8) {
         self.mem(&[], true, &[0x89], r, m, 0);
@@ -197,10 +193,6 @@ impl Asm {
     /// `mov [m], r32`.
     pub fn store32(&mut self, m: M, r: u8) {
         self.mem(&[], false, &[0x89], r, m, 0);
-    }
-    /// `mov [m], r16`.
-    pub fn store16(&mut self, m: M, r: u8) {
-        self.mem(&[0x66], false, &[0x89], r, m, 0);
     }
     /// `mov dword [m], v`.
     pub fn store_imm32(&mut self, m: M, v: i32) {
@@ -211,16 +203,6 @@ impl Asm {
     pub fn store_imm64(&mut self, m: M, v: i32) {
         self.mem(&[], true, &[0xc7], 0, m, 4);
         self.imm32(v);
-    }
-    /// `mov word [m], v`.
-    pub fn store_imm16(&mut self, m: M, v: u16) {
-        self.mem(&[0x66], false, &[0xc7], 0, m, 2);
-        self.raw(&v.to_le_bytes());
-    }
-    /// `mov byte [m], v`.
-    pub fn store_imm8(&mut self, m: M, v: u8) {
-        self.mem(&[], false, &[0xc6], 0, m, 1);
-        self.raw(&[v]);
     }
     /// `lea r, [m]`.
     pub fn lea(&mut self, r: u8, m: M) {
@@ -254,11 +236,6 @@ impl Asm {
     /// `cmp dword [m], v`.
     pub fn cmp_mem_imm8(&mut self, m: M, v: i8) {
         self.mem(&[], false, &[0x83], 7, m, 1);
-        self.raw(&[v as u8]);
-    }
-    /// `cmp byte [m], v`.
-    pub fn cmp_byte(&mut self, m: M, v: i8) {
-        self.mem(&[], false, &[0x80], 7, m, 1);
         self.raw(&[v as u8]);
     }
     /// `test byte [m], v`.
