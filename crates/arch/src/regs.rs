@@ -95,6 +95,8 @@ pub mod dr {
     pub const DR6_BD: u64 = 1 << 13;
     pub const DR6_BS: u64 = 1 << 14;
     pub const DR6_BT: u64 = 1 << 15;
+    /// What traps report: B0 to B3, BS, BT.
+    pub const DR6_TRAPS: u64 = 0xf | DR6_BS | DR6_BT;
     pub const DR7_FIXED: u64 = 1 << 10;
     pub const DR7_GD: u64 = 1 << 13;
 }

@@ -66,6 +66,14 @@ pub struct VcpuState {
     pub nmi_blocked: bool,
     /// An NMI waits.
     pub nmi_pending: bool,
+    /// Debug traps (bits of DR6) that are due before the next instruction, or after it under an interrupt shadow, as in VMX's pending
+    /// debug exceptions (Intel SDM vol. 3C §24.4.2).
+    pub pending_debug: u64,
+    /// The next HLT, or the one that the processor is in, ends at once: KVM_HC_KICK_CPU has come.
+    pub unhalt: bool,
+    /// The PDPTEs that PAE paging keeps in registers (Intel SDM vol. 3A §4.4.1); `None`: those in memory at CR3 are loaded, if
+    /// paging uses any.
+    pub pdptes: Option<[u64; 4]>,
     /// Time-stamp counter.
     pub tsc: u64,
     /// All other MSRs that the model has and that hold state, by number.
@@ -108,6 +116,9 @@ impl VcpuState {
             interrupt_shadow: false,
             nmi_blocked: false,
             nmi_pending: false,
+            pending_debug: 0,
+            unhalt: false,
+            pdptes: None,
             tsc: 0,
             msrs: BTreeMap::new(),
         }

@@ -133,6 +133,8 @@ pub struct Cpu {
     pub nmi_blocked: bool,
     /// An NMI waits.
     pub nmi_pending: bool,
+    /// Another processor has asked this one to leave HLT.
+    pub unhalt: bool,
     /// A debug trap (DR6 bits) is due after the current instruction.
     pub debug_trap: u64,
     /// The exception of the last [`Fault`].
@@ -202,6 +204,7 @@ impl Cpu {
             shadow: false,
             nmi_blocked: false,
             nmi_pending: false,
+            unhalt: false,
             debug_trap: 0,
             exc: None,
             soft_int: None,

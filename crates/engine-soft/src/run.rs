@@ -30,8 +30,6 @@ pub struct Interpreter {
     started: Instant,
     /// An interrupt waits in the local APIC.
     pub(crate) intr: bool,
-    /// Another processor has asked this one to leave HLT.
-    unhalt: bool,
     /// Something beyond the stop word must be looked at before the next block.
     pub(crate) attention: bool,
     /// Code has been written over: of interest to whoever holds more than this interpreter does, which compares versions.
@@ -67,7 +65,6 @@ impl Interpreter {
             shared,
             started,
             intr: false,
-            unhalt: false,
             attention: true,
             code_dropped: false,
             faults: 0,
@@ -142,7 +139,7 @@ impl Interpreter {
     pub(crate) fn poll(&mut self) {
         let p = self.cpu.io.pending();
         self.intr = p.intr;
-        self.unhalt |= p.unhalt;
+        self.cpu.unhalt |= p.unhalt;
         self.cpu.nmi_pending |= p.nmi;
         if p.init {
             state::init(&mut self.cpu);
@@ -160,7 +157,7 @@ impl Interpreter {
     /// Whether something ends the processor's HLT.
     fn wakes(&self) -> bool {
         self.cpu.mp_state == MpState::Halted
-            && (self.unhalt
+            && (self.cpu.unhalt
                 || self.intr && self.cpu.sysflags & rflags::IF != 0
                 || self.cpu.nmi_pending && !self.cpu.nmi_blocked
                 || self.cpu.debug_trap != 0)
@@ -168,7 +165,7 @@ impl Interpreter {
 
     fn sleep(&mut self) {
         if self.wakes() {
-            self.unhalt = false;
+            self.cpu.unhalt = false;
             self.cpu.mp_state = MpState::Running;
             self.update_attention();
             return;

@@ -78,16 +78,21 @@ pub(super) fn uses_pdptes(cr0v: u64, cr4v: u64, eferv: u64) -> bool {
     cr0v & cr0::PG != 0 && cr4v & cr4::PAE != 0 && eferv & efer::LMA == 0
 }
 
+/// Whether a PDPTE is absent, or present without reserved bits (Intel SDM vol. 3A table 4-8).
+pub(super) fn pdpte_ok(cpu: &Cpu, e: u64) -> bool {
+    let reserved = !((1u64 << cpu.model.max_phys_bits()) - 1) | 0x1e6;
+    e & 1 == 0 || e & reserved == 0
+}
+
 /// Loads the four PDPTEs that `cr3` points to (Intel SDM vol. 3A §4.4.1).
 pub(super) fn load_pdptes(cpu: &mut Cpu, cr3: u64) -> R<()> {
     let mut out = [0; 4];
     let base = cr3 & 0xffff_ffe0;
-    let reserved = !((1u64 << cpu.model.max_phys_bits()) - 1) | 0x1e6;
     for (n, slot) in (0u64..).zip(out.iter_mut()) {
         let mut bytes = [0; 8];
         cpu.phys_read(base + 8 * n, &mut bytes);
         let e = u64::from_le_bytes(bytes);
-        if e & 1 != 0 && e & reserved != 0 {
+        if !pdpte_ok(cpu, e) {
             return Err(cpu.gp(0));
         }
         *slot = e;

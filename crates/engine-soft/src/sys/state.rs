@@ -2,7 +2,7 @@
 
 use super::{control, debug, msr};
 use crate::cpu::{Cpu, FastMsrs};
-use ringer_arch::regs::{cr0, cr4, efer, rflags, xcr0};
+use ringer_arch::regs::{cr0, cr4, dr, efer, rflags, xcr0};
 use ringer_arch::seg::{Segment, sreg};
 use ringer_arch::{MpState, VcpuState, msr as number};
 use ringer_engine::EngineError;
@@ -83,6 +83,9 @@ pub fn save(cpu: &Cpu) -> VcpuState {
         interrupt_shadow: cpu.shadow,
         nmi_blocked: cpu.nmi_blocked,
         nmi_pending: cpu.nmi_pending,
+        pending_debug: cpu.debug_trap,
+        unhalt: cpu.unhalt,
+        pdptes: uses_pdptes(cpu).then_some(cpu.pdptes),
         tsc: cpu.tsc(),
         msrs: saved_msrs(cpu),
     }
@@ -96,10 +99,10 @@ pub fn load(cpu: &mut Cpu, s: &VcpuState) -> Result<(), EngineError> {
     check(cpu, s).map_err(EngineError::BadState)?;
     let before = save(cpu);
     apply(cpu, s);
-    if let Err(why) = apply_msrs(cpu, s).and_then(|()| apply_pdptes(cpu)) {
+    if let Err(why) = apply_msrs(cpu, s).and_then(|()| apply_pdptes(cpu, s)) {
         apply(cpu, &before);
         // They were accepted before.
-        let _same = apply_msrs(cpu, &before).and_then(|()| apply_pdptes(cpu));
+        let _same = apply_msrs(cpu, &before).and_then(|()| apply_pdptes(cpu, &before));
         return Err(EngineError::BadState(why));
     }
     Ok(())
@@ -129,7 +132,8 @@ fn apply(cpu: &mut Cpu, s: &VcpuState) {
     cpu.shadow = s.interrupt_shadow;
     cpu.nmi_blocked = s.nmi_blocked;
     cpu.nmi_pending = s.nmi_pending;
-    cpu.debug_trap = 0;
+    cpu.debug_trap = s.pending_debug;
+    cpu.unhalt = s.unhalt;
     cpu.exc = None;
     cpu.soft_int = None;
     cpu.triple_fault = false;
@@ -158,9 +162,21 @@ fn apply_msrs(cpu: &mut Cpu, s: &VcpuState) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// PAE paging keeps its first level in registers, which the state does not hold: they are read anew.
-fn apply_pdptes(cpu: &mut Cpu) -> Result<(), &'static str> {
-    if control::uses_pdptes(cpu.cr0, cpu.cr4, cpu.efer) && control::load_pdptes(cpu, cpu.cr3).is_err() {
+fn uses_pdptes(cpu: &Cpu) -> bool {
+    control::uses_pdptes(cpu.cr0, cpu.cr4, cpu.efer)
+}
+
+/// PAE paging keeps its first level in registers: a state that does not hold them has them read from memory.
+fn apply_pdptes(cpu: &mut Cpu, s: &VcpuState) -> Result<(), &'static str> {
+    if !uses_pdptes(cpu) {
+        return Ok(());
+    }
+    if let Some(given) = s.pdptes {
+        if !given.iter().all(|&e| control::pdpte_ok(cpu, e)) {
+            return Err("reserved bits are set in the PDPTEs");
+        }
+        cpu.pdptes = given;
+    } else if control::load_pdptes(cpu, cpu.cr3).is_err() {
         cpu.exc = None;
         return Err("reserved bits are set in the PDPTEs that CR3 points to");
     }
@@ -181,6 +197,7 @@ fn check(cpu: &Cpu, s: &VcpuState) -> Check {
     ensure(s.cr0 & cr0::PE != 0 || s.cpl == 0, "CPL is not 0 in real mode")?;
     ensure(s.dr[6] >> 32 == 0 && s.dr[7] >> 32 == 0, "reserved bits are set in DR6 or DR7")?;
     ensure(debug::fixed(s.dr[6], s.dr[7]) == (s.dr[6], s.dr[7]), "fixed bits are wrong in DR6 or DR7")?;
+    ensure(s.pending_debug & !dr::DR6_TRAPS == 0, "pending debug traps have bits that no trap has")?;
     let mxcsr = u32::from_le_bytes([s.xsave[24], s.xsave[25], s.xsave[26], s.xsave[27]]);
     ensure(mxcsr & !crate::host::mxcsr_mask(cpu) == 0, "reserved bits are set in MXCSR")
 }

@@ -6,5 +6,6 @@ mod hostile;
 mod long;
 mod ports;
 mod protected;
+mod saved;
 mod segments;
 mod task;
