@@ -80,7 +80,9 @@ fn run(engine: &dyn Engine) -> Result<f64, String> {
     let t = Instant::now();
     match vcpu.run() {
         Exit::Stopped => Ok(f64::from(ROUNDS) * 6.0 / t.elapsed().as_secs_f64()),
-        Exit::TripleFault => Err("its probe guest ended in a triple fault".into()),
+        exit @ (Exit::TripleFault | Exit::Debug(_)) => {
+            Err(format!("its probe guest ended otherwise than it should ({exit:?})"))
+        }
     }
 }
 

@@ -1,10 +1,11 @@
 //! What every execution engine is to the rest of Ringer: the traits [`Engine`], [`Vm`], [`Vcpu`], what a
 //! processor calls down into ([`CpuIo`]), the interrupt fabric ([`IrqChip`]), how a processor is kicked
-//! ([`StopToken`]) and the machine's time ([`VmClock`]).
+//! ([`StopToken`]), what a debugger asks of a processor ([`DebugRequest`]) and the machine's time ([`VmClock`]).
 #![forbid(unsafe_code)]
 
 mod clock;
 mod cpu_io;
+mod debug;
 mod irq;
 mod stop;
 mod vcpu;
@@ -12,6 +13,7 @@ mod vm;
 
 pub use clock::VmClock;
 pub use cpu_io::{CpuIo, Pending};
+pub use debug::{DebugRequest, DebugStop, WatchKind, Watchpoint};
 pub use irq::IrqChip;
 pub use stop::StopToken;
 pub use vcpu::{Exit, Stats, Step, Until, Vcpu};

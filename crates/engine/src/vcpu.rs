@@ -1,6 +1,6 @@
 //! [`Vcpu`]: one processor under an engine.
 
-use crate::EngineError;
+use crate::{DebugRequest, DebugStop, EngineError};
 use ringer_arch::VcpuState;
 
 /// Why a processor stopped. I/O is not among the reasons: it goes down through [`CpuIo`](crate::CpuIo).
@@ -10,6 +10,8 @@ pub enum Exit {
     Stopped,
     /// A fault while delivering a double fault: the machine resets.
     TripleFault,
+    /// What [`Vcpu::set_debug`] asked for has come.
+    Debug(DebugStop),
 }
 
 /// What a processor has done so far, for `--stats`.
@@ -90,6 +92,29 @@ pub trait Vcpu: Send {
     fn step(&mut self, until: Until) -> Option<Step> {
         let _ = until;
         None
+    }
+    /// Says where a debugger wants the processor to stop, instead of what was said before; [`run`](Vcpu::run) then
+    /// ends with [`Exit::Debug`]. Only between runs. It holds until the next call, whatever state is set; a
+    /// [`step`](Vcpu::step) need not know of it.
+    ///
+    /// - At a breakpoint, the processor stops *before* the instruction. A run that ended so goes on *over* that instruction when
+    ///   it is called again, unless [`set_state`](Vcpu::set_state) comes between.
+    /// - A watchpoint stops *after* the instruction that accessed the data (between two iterations, if it is a repeated
+    ///   one), as data breakpoints do. Accesses by the page walker do not count.
+    /// - A step is one instruction (one iteration, of a repeated one), completed or left for its fault, which has been delivered by then;
+    ///   or, where an event comes first that cannot wait, the delivery of that. External interrupts wait meanwhile, but for a
+    ///   processor that is halted: its step ends when something has woken it. An engine may take the
+    ///   instruction behind a MOV SS or POP SS along.
+    /// - Of several reasons at once the watchpoint is told, then the step. A stop request that comes with one of them stays raised.
+    /// - The guest sees nothing of it: its memory, RFLAGS and debug registers are as they would be without, and its own breakpoints
+    ///   and single steps work, as far as the engine's documentation makes no exception.
+    ///
+    /// Requests are optional: by default all but the empty one are refused.
+    ///
+    /// # Errors
+    /// [`EngineError::NoDebug`]: the engine cannot serve this; what was said before holds.
+    fn set_debug(&mut self, request: &DebugRequest) -> Result<(), EngineError> {
+        if request.is_empty() { Ok(()) } else { Err(EngineError::NoDebug("it knows no debugger".into())) }
     }
     /// Counters since creation.
     fn stats(&self) -> Stats;

@@ -20,6 +20,9 @@ pub enum EngineError {
     /// A state that no processor can be in.
     #[error("not a processor state: {0}")]
     BadState(&'static str),
+    /// Something that a debugger wants.
+    #[error("the engine cannot serve the debugger: {0}")]
+    NoDebug(String),
     /// The host refused something.
     #[error("engine {engine}: {what} failed")]
     Host {
