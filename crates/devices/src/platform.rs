@@ -177,6 +177,12 @@ impl Platform {
         &self.timers
     }
 
+    /// The machine's clock.
+    #[must_use]
+    pub fn clock(&self) -> &VmClock {
+        &self.clock
+    }
+
     /// Starts the timers' thread. Time stands still until [`resume`](Self::resume).
     ///
     /// # Errors

@@ -41,6 +41,30 @@ pub struct Stats {
     pub first_user_ns: u64,
 }
 
+/// Sums; of the times of first entries to ring 3 the earliest.
+impl std::ops::AddAssign for Stats {
+    fn add_assign(&mut self, other: Stats) {
+        self.instructions += other.instructions;
+        self.blocks_run += other.blocks_run;
+        self.blocks_decoded += other.blocks_decoded;
+        self.blocks_dropped += other.blocks_dropped;
+        self.pio += other.pio;
+        self.mmio += other.mmio;
+        self.interrupts += other.interrupts;
+        self.exceptions += other.exceptions;
+        self.page_faults += other.page_faults;
+        self.halts += other.halts;
+        self.tlb_fills += other.tlb_fills;
+        self.tlb_slow += other.tlb_slow;
+        self.tlb_flushes += other.tlb_flushes;
+        self.memory_accesses += other.memory_accesses;
+        self.first_user_ns = match (self.first_user_ns, other.first_user_ns) {
+            (0, t) | (t, 0) => t,
+            (a, b) => a.min(b),
+        };
+    }
+}
+
 /// Where [`Vcpu::step`] stops.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Until {

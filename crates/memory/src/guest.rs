@@ -96,6 +96,13 @@ impl GuestMemory {
         self.0.regions.iter().map(|r| r.size).sum()
     }
 
+    /// How many bytes of RAM the host holds: those of pages that have been touched; 0 if it does not tell.
+    #[must_use]
+    pub fn resident(&self) -> u64 {
+        use std::os::unix::fs::MetadataExt;
+        self.file().metadata().map_or(0, |m| m.blocks() * 512).min(self.size())
+    }
+
     /// The memfd that holds the RAM, for handing to device processes.
     #[must_use]
     pub fn file(&self) -> &std::fs::File {

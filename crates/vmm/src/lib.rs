@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod acpi;
+mod control;
 mod engines;
 mod error;
 mod machine;
@@ -10,8 +11,9 @@ mod platform;
 mod spec;
 mod vcpus;
 
+pub use control::{Control, ControlError, MachineHandle, Status};
 pub use engines::{Choice, choose, cpu_model, engines};
 pub use error::VmmError;
-pub use machine::{Control, Machine, MachineHandle, Outcome};
+pub use machine::{Machine, Outcome};
 pub use platform::{SerialInput, SerialSides};
 pub use spec::{DEFAULT_MEMORY, MAX_CPUS, MIN_MEMORY, OnReset, SpecError, VmSpec, parse_size, show_size};

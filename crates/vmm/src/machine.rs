@@ -4,6 +4,7 @@
 mod tests;
 
 use crate::acpi;
+use crate::control::{Ask, Control, ControlError, MachineHandle, Request, Status};
 use crate::platform::{MachinePlatform, SerialInput, SerialSides};
 use crate::vcpus::Vcpus;
 use crate::{OnReset, VmSpec, VmmError, engines};
@@ -43,30 +44,7 @@ pub(crate) enum Message {
         run: u64,
     },
     Control(Control),
-}
-
-/// What an owner may ask of a running machine.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Control {
-    /// Stand still; time stands still too.
-    Pause,
-    /// Go on.
-    Resume,
-    /// As the reset button.
-    Reset,
-    /// End.
-    Stop,
-}
-
-/// Asks things of a machine from other threads. What comes after its end is dropped.
-#[derive(Clone, Debug)]
-pub struct MachineHandle(Sender<Message>);
-
-impl MachineHandle {
-    /// Asks; returns at once.
-    pub fn ask(&self, c: Control) {
-        let _ended = self.0.send(Message::Control(c));
-    }
+    Ask(Ask),
 }
 
 /// Devices' events, onto the machine's channel.
@@ -89,6 +67,10 @@ pub struct Machine {
     vcpus: Vcpus,
     messages: Receiver<Message>,
     sender: Sender<Message>,
+    engine: &'static str,
+    started: Instant,
+    /// Its owner paused it.
+    paused: bool,
 }
 
 impl Machine {
@@ -108,17 +90,26 @@ impl Machine {
         let kernel = Kernel::open(&spec.kernel)?;
         let initrd = open_initrd(&spec)?;
         let memory = GuestMemory::new(spec.memory)?;
-        let vm = engine.create_vm(VmParams {
-            memory: memory.clone(),
-            cpu: Arc::clone(&cpu),
-            vcpus: spec.cpus,
-            started,
-        })?;
+        let params = VmParams { memory: memory.clone(), cpu: Arc::clone(&cpu), vcpus: spec.cpus, started };
+        let vm = engine.create_vm(params)?;
         let (sender, messages) = channel();
         let events = Arc::new(Events(Mutex::new(sender.clone())));
         let platform = MachinePlatform::new(&spec, &memory, events, serial)?;
         let vcpus = Vcpus::new(vm.as_ref(), platform.processors(), sender.clone())?;
-        let mut machine = Machine { spec, cpu, memory, kernel, initrd, platform, vcpus, messages, sender };
+        let mut machine = Machine {
+            spec,
+            cpu,
+            memory,
+            kernel,
+            initrd,
+            platform,
+            vcpus,
+            messages,
+            sender,
+            engine: engine.name(),
+            started,
+            paused: false,
+        };
         machine.power_up()?;
         Ok(machine)
     }
@@ -126,7 +117,7 @@ impl Machine {
     /// A handle for other threads.
     #[must_use]
     pub fn handle(&self) -> MachineHandle {
-        MachineHandle(self.sender.clone())
+        MachineHandle::new(self.sender.clone())
     }
 
     /// The serial line `index` (0 is COM1), for feeding input.
@@ -141,7 +132,13 @@ impl Machine {
         self.kernel.describe()
     }
 
-    /// What each processor has done.
+    /// Name of the engine that runs it.
+    #[must_use]
+    pub fn engine(&self) -> &'static str {
+        self.engine
+    }
+
+    /// What each processor has done, under all engines.
     #[must_use]
     pub fn stats(&self) -> Vec<Stats> {
         self.vcpus.stats()
@@ -163,7 +160,8 @@ impl Machine {
         })
     }
 
-    /// Runs the machine until it ends, on this thread and one for each processor.
+    /// Runs the machine until it ends, on this thread and one for each processor. A machine runs once: after its end nothing that
+    /// is asked of it comes to anything.
     ///
     /// # Errors
     /// [`VmmError::Panicked`], [`VmmError::Host`], or what a restart met.
@@ -171,6 +169,8 @@ impl Machine {
         self.resume()?;
         let ended = self.serve();
         let stopped = self.pause();
+        // Whoever waits for an answer hears that there is none.
+        self.messages = channel().1;
         let outcome = ended?;
         stopped?;
         Ok(outcome)
@@ -189,10 +189,16 @@ impl Machine {
                     }
                     self.reset()?;
                 }
-                Message::Control(Control::Stop) => return Ok(Outcome::Stopped),
-                Message::Control(Control::Reset) => self.reset()?,
-                Message::Control(Control::Pause) => self.pause()?,
-                Message::Control(Control::Resume) => self.resume()?,
+                Message::Control(c) => {
+                    if let Some(outcome) = self.control(c)? {
+                        return Ok(outcome);
+                    }
+                }
+                Message::Ask(ask) => {
+                    if let Some(outcome) = self.serve_ask(ask)? {
+                        return Ok(outcome);
+                    }
+                }
                 Message::Vcpu { index, run } => {
                     if self.vcpus.reap(index, run)? == Some(Exit::TripleFault) {
                         if self.spec.on_triple_fault == OnReset::Exit {
@@ -203,6 +209,92 @@ impl Machine {
                 }
             }
         }
+    }
+
+    /// Does what the owner asks for; the outcome, if that is the end.
+    fn control(&mut self, c: Control) -> Result<Option<Outcome>, VmmError> {
+        match c {
+            Control::Stop => return Ok(Some(Outcome::Stopped)),
+            Control::PowerButton => self.platform.power_button(),
+            Control::Pause => {
+                self.paused = true;
+                self.pause()?;
+            }
+            Control::Resume => {
+                self.paused = false;
+                self.resume()?;
+            }
+            Control::Reset => {
+                self.paused = false;
+                self.reset()?;
+            }
+        }
+        Ok(None)
+    }
+
+    /// As [`control`](Self::control), with an answer.
+    fn serve_ask(&mut self, ask: Ask) -> Result<Option<Outcome>, VmmError> {
+        let mut outcome = None;
+        let done = match ask.request {
+            Request::Status => Ok(()),
+            Request::Do(c) => {
+                outcome = self.control(c)?;
+                Ok(())
+            }
+            Request::Engine(engine) => self.change_engine(engine.as_ref())?,
+        };
+        let answer = match done {
+            Ok(()) => Ok(self.status()?),
+            Err(refused) => Err(refused),
+        };
+        let _nobody_waits = ask.answer.send(answer);
+        Ok(outcome)
+    }
+
+    /// What the machine is now. The processors stop for a moment.
+    fn status(&mut self) -> Result<Status, VmmError> {
+        let running = self.vcpus.running();
+        self.vcpus.stop()?;
+        let instructions = self.stats().iter().map(|s| s.instructions).sum();
+        if running {
+            self.vcpus.start()?;
+        }
+        Ok(Status {
+            paused: self.paused,
+            engine: self.engine,
+            vcpus: self.spec.cpus,
+            memory: self.memory.size(),
+            resident: self.memory.resident(),
+            machine_ns: self.platform.machine_ns(),
+            instructions,
+        })
+    }
+
+    /// Hands the processors over to another engine. Devices and machine time go on meanwhile: to the guest, its processors are
+    /// held up for a moment.
+    fn change_engine(&mut self, engine: &dyn Engine) -> Result<Result<(), ControlError>, VmmError> {
+        let old = self.engine;
+        let params = VmParams {
+            memory: self.memory.clone(),
+            cpu: Arc::clone(&self.cpu),
+            vcpus: self.spec.cpus,
+            started: self.started,
+        };
+        // All that can be refused without holding up the guest is.
+        let vm = match engine.create_vm(params) {
+            Ok(vm) => vm,
+            Err(e) => return Ok(Err(ControlError::refused(old, &e.into()))),
+        };
+        let running = self.vcpus.running();
+        self.vcpus.stop()?;
+        let changed = self.vcpus.hand_over(vm.as_ref(), self.platform.processors());
+        if changed.is_ok() {
+            self.engine = engine.name();
+        }
+        if running {
+            self.vcpus.start()?;
+        }
+        Ok(changed.map_err(|e| ControlError::refused(old, &e)))
     }
 
     fn pause(&mut self) -> Result<(), VmmError> {
@@ -223,13 +315,17 @@ impl Machine {
     fn reset(&mut self) -> Result<(), VmmError> {
         self.pause()?;
         // What processors and devices said before the reset has been overtaken by it; what the owner said has not.
-        let kept: Vec<_> = self.messages.try_iter().filter(|m| matches!(m, Message::Control(_))).collect();
+        let kept: Vec<_> = self
+            .messages
+            .try_iter()
+            .filter(|m| !matches!(m, Message::Vcpu { .. } | Message::Device(_)))
+            .collect();
         for m in kept {
             let _open = self.sender.send(m);
         }
         self.platform.reset();
         self.power_up()?;
-        self.resume()
+        if self.paused { Ok(()) } else { self.resume() }
     }
 }
 

@@ -93,6 +93,15 @@ impl MachinePlatform {
         self.inputs.get(index)?.clone()
     }
 
+    /// Machine time in nanoseconds.
+    pub(crate) fn machine_ns(&self) -> u64 {
+        self.platform.clock().now_ns()
+    }
+
+    pub(crate) fn power_button(&self) {
+        self.platform.power_button();
+    }
+
     pub(crate) fn pause(&self) {
         self.platform.pause();
     }

@@ -11,6 +11,8 @@ use std::thread::JoinHandle;
 enum Slot {
     Parked(Box<dyn Vcpu>),
     Running(JoinHandle<(Box<dyn Vcpu>, Exit)>),
+    /// It ended by itself while all were being stopped: nobody has dealt with that yet.
+    Ended(Box<dyn Vcpu>, Exit),
     /// Its thread panicked.
     Lost,
 }
@@ -21,6 +23,8 @@ pub(crate) struct Vcpus {
     sender: Sender<Message>,
     /// Counts starts, so that the end of an earlier run's thread is not taken for this one's.
     run: u64,
+    /// What each did under earlier engines.
+    past: Vec<Stats>,
 }
 
 impl Vcpus {
@@ -34,17 +38,48 @@ impl Vcpus {
             let vcpu = vm.create_vcpu(index, io, stop.clone())?;
             slots.push((stop, Slot::Parked(vcpu)));
         }
-        Ok(Vcpus { slots, sender, run: 0 })
+        let past = vec![Stats::default(); slots.len()];
+        Ok(Vcpus { slots, sender, run: 0, past })
+    }
+
+    /// Replaces each by one of `vm` in the same state. None may run. If that cannot be, all stay as they are.
+    pub(crate) fn hand_over(
+        &mut self,
+        vm: &dyn Vm,
+        processors: Vec<(Arc<dyn CpuIo>, StopToken)>,
+    ) -> Result<(), VmmError> {
+        let mut next = Vec::new();
+        for ((index, (io, stop)), (_, slot)) in (0..).zip(processors).zip(&self.slots) {
+            let (Slot::Parked(old) | Slot::Ended(old, _)) = slot else {
+                return Err(VmmError::Panicked(index));
+            };
+            let mut vcpu = vm.create_vcpu(index, io, stop)?;
+            vcpu.set_state(&old.state())?;
+            next.push(vcpu);
+        }
+        for (((stop, slot), vcpu), past) in self.slots.iter_mut().zip(next).zip(&mut self.past) {
+            let (Slot::Parked(old) | Slot::Ended(old, _)) = slot else { continue };
+            *past += old.stats();
+            *old = vcpu;
+            // What the old engine's processors wanted of each other.
+            stop.take(StopToken::ENGINE | StopToken::CODE);
+        }
+        Ok(())
     }
 
     /// Sets the state of each by its index. All must be parked.
     pub(crate) fn set_states(&mut self, state: impl Fn(u32) -> VcpuState) -> Result<(), VmmError> {
         for (index, (_, slot)) in (0..).zip(&mut self.slots) {
             match slot {
-                Slot::Parked(vcpu) => vcpu.set_state(&state(index))?,
+                Slot::Parked(vcpu) | Slot::Ended(vcpu, _) => vcpu.set_state(&state(index))?,
                 Slot::Running(_) => unreachable!("processors are stopped before their state is set"),
                 Slot::Lost => return Err(VmmError::Panicked(index)),
             }
+            // How it ended before does not matter any more.
+            *slot = match std::mem::replace(slot, Slot::Lost) {
+                Slot::Ended(vcpu, _) => Slot::Parked(vcpu),
+                other => other,
+            };
         }
         Ok(())
     }
@@ -59,8 +94,15 @@ impl Vcpus {
         self.run += 1;
         for (index, (stop, slot)) in (0u32..).zip(&mut self.slots) {
             stop.take(StopToken::STOP);
-            let Slot::Parked(mut vcpu) = std::mem::replace(slot, Slot::Lost) else { continue };
             let done = Done { sender: self.sender.clone(), index, run: self.run };
+            let mut vcpu = match std::mem::replace(slot, Slot::Lost) {
+                Slot::Parked(vcpu) => vcpu,
+                other => {
+                    // Of one that has ended already, `done` tells again.
+                    *slot = other;
+                    continue;
+                }
+            };
             let thread = std::thread::Builder::new().name(format!("vcpu {index}")).spawn(move || {
                 let _done = done;
                 let exit = vcpu.run();
@@ -81,7 +123,18 @@ impl Vcpus {
         if run != self.run {
             return Ok(None);
         }
-        Ok(self.take_back(|i| i == index)?.pop())
+        self.take_back(|i| i == index)?;
+        let Some((_, slot)) = self.slots.get_mut(index as usize) else { return Ok(None) };
+        match std::mem::replace(slot, Slot::Lost) {
+            Slot::Ended(vcpu, exit) => {
+                *slot = Slot::Parked(vcpu);
+                Ok(Some(exit))
+            }
+            other => {
+                *slot = other;
+                Ok(None)
+            }
+        }
     }
 
     /// Stops all.
@@ -89,30 +142,33 @@ impl Vcpus {
         for (stop, _) in &self.slots {
             stop.raise(StopToken::STOP);
         }
-        self.take_back(|_| true).map(drop)
+        self.take_back(|_| true)
     }
 
-    fn take_back(&mut self, which: impl Fn(u32) -> bool) -> Result<Vec<Exit>, VmmError> {
-        let mut exits = Vec::new();
+    fn take_back(&mut self, which: impl Fn(u32) -> bool) -> Result<(), VmmError> {
         let mut lost = None;
         for (index, (_, slot)) in (0..).zip(&mut self.slots) {
             match std::mem::replace(slot, Slot::Lost) {
                 Slot::Running(t) if which(index) => match t.join() {
-                    Ok((vcpu, exit)) => {
-                        exits.push(exit);
-                        *slot = Slot::Parked(vcpu);
-                    }
+                    Ok((vcpu, Exit::Stopped)) => *slot = Slot::Parked(vcpu),
+                    Ok((vcpu, exit)) => *slot = Slot::Ended(vcpu, exit),
                     Err(_) => lost = Some(index),
                 },
                 other => *slot = other,
             }
         }
-        lost.map_or(Ok(exits), |i| Err(VmmError::Panicked(i)))
+        lost.map_or(Ok(()), |i| Err(VmmError::Panicked(i)))
     }
 
     pub(crate) fn stats(&self) -> Vec<Stats> {
-        let one = |slot: &Slot| if let Slot::Parked(v) = slot { v.stats() } else { Stats::default() };
-        self.slots.iter().map(|(_, s)| one(s)).collect()
+        let one = |((_, slot), past): (&(StopToken, Slot), &Stats)| {
+            let mut all = *past;
+            if let Slot::Parked(v) | Slot::Ended(v, _) = slot {
+                all += v.stats();
+            }
+            all
+        };
+        self.slots.iter().zip(&self.past).map(one).collect()
     }
 }
 

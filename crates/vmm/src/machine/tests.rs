@@ -7,11 +7,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 /// What a processor does at each start: called with its index, how often any has been started, its view of the machine.
 type Script = Arc<dyn Fn(u32, u32, &dyn CpuIo) -> Option<Exit> + Send + Sync>;
 
-struct Scripted(Script);
+struct Scripted(Script, &'static str);
 
 impl Engine for Scripted {
     fn name(&self) -> &'static str {
-        "scripted"
+        self.1
     }
     fn probe(&self) -> Probe {
         Probe::Works { rate: 1.0 }
@@ -79,7 +79,8 @@ fn machine(
     let mut spec = VmSpec { memory: 4 << 20, ..VmSpec::new(file.path().to_owned()) };
     spec.cpu = "x86-64-v2".to_owned();
     change(&mut spec);
-    Machine::new(spec, &Scripted(Arc::new(script)), SerialSides::default(), Instant::now()).unwrap()
+    Machine::new(spec, &Scripted(Arc::new(script), "scripted"), SerialSides::default(), Instant::now())
+        .unwrap()
 }
 
 #[test]
@@ -164,4 +165,143 @@ fn the_owner_pauses_resumes_resets_and_stops() {
     }
     assert_eq!(m.run().unwrap(), Outcome::Stopped);
     assert_eq!(starts.load(Ordering::SeqCst), 3);
+}
+
+/// An engine that cannot run the machine.
+struct Unable;
+
+impl Engine for Unable {
+    fn name(&self) -> &'static str {
+        "unable"
+    }
+    fn probe(&self) -> Probe {
+        Probe::Missing("it is not there".into())
+    }
+    fn create_vm(&self, _: VmParams) -> Result<Box<dyn Vm>, EngineError> {
+        Err(EngineError::Unavailable { engine: "unable", why: "it is not there".into() })
+    }
+}
+
+/// An engine whose processors take no state but their own.
+struct Stubborn;
+
+impl Engine for Stubborn {
+    fn name(&self) -> &'static str {
+        "stubborn"
+    }
+    fn probe(&self) -> Probe {
+        Probe::Works { rate: 1.0 }
+    }
+    fn create_vm(&self, _: VmParams) -> Result<Box<dyn Vm>, EngineError> {
+        Ok(Box::new(StubbornVm))
+    }
+}
+
+struct StubbornVm;
+
+impl Vm for StubbornVm {
+    fn create_vcpu(&self, _: u32, _: Arc<dyn CpuIo>, _: StopToken) -> Result<Box<dyn Vcpu>, EngineError> {
+        Err(EngineError::BadState("no processor is like that"))
+    }
+}
+
+fn nothing(_: u32, _: u32, _: &dyn CpuIo) -> Option<Exit> {
+    None
+}
+
+#[test]
+fn another_engine_goes_on_with_the_state() {
+    let mut m = machine(|s| s.cpus = 2, nothing);
+    let handle = m.handle();
+    let owner = std::thread::spawn(move || {
+        let before = handle.status().unwrap();
+        assert_eq!(
+            (before.engine, before.vcpus, before.instructions, before.paused),
+            ("scripted", 2, 14, false)
+        );
+        assert_eq!(before.memory, 4 << 20);
+        assert!(before.resident > 0 && before.resident <= 4 << 20);
+        // Two processors of each engine, 7 instructions each.
+        let after = handle.change_engine(Box::new(Scripted(Arc::new(nothing), "other"))).unwrap();
+        assert_eq!((after.engine, after.instructions), ("other", 28));
+        assert!(after.machine_ns > before.machine_ns);
+        let paused = handle.control(Control::Pause).unwrap();
+        assert!(paused.paused);
+        let script: Script = Arc::new(|index, _, io: &dyn CpuIo| {
+            if index == 1 {
+                io.pio_write(0xf4, &[3]);
+            }
+            None
+        });
+        let last = handle.change_engine(Box::new(Scripted(script, "last"))).unwrap();
+        assert!(last.paused && last.machine_ns == paused.machine_ns);
+        handle.control(Control::Resume).unwrap();
+        handle
+    });
+    assert_eq!(m.run().unwrap(), Outcome::DebugExit(7));
+    assert_eq!(m.engine(), "last");
+    assert_eq!(m.stats().iter().map(|s| s.instructions).collect::<Vec<_>>(), [21, 21]);
+    assert!(matches!(owner.join().unwrap().status(), Err(ControlError::Ended)));
+}
+
+#[test]
+fn a_refused_engine_leaves_the_machine_as_it_was() {
+    let mut m = machine(|_| {}, nothing);
+    let handle = m.handle();
+    let owner = std::thread::spawn(move || {
+        let e = handle.change_engine(Box::new(Unable)).unwrap_err().to_string();
+        assert_eq!(e, "the machine stays on engine scripted: engine unable cannot run here: it is not there");
+        let e = handle.change_engine(Box::new(Stubborn)).unwrap_err().to_string();
+        assert_eq!(
+            e,
+            "the machine stays on engine scripted: not a processor state: no processor is like that"
+        );
+        assert_eq!(handle.status().unwrap().engine, "scripted");
+        handle.control(Control::Stop).unwrap();
+    });
+    assert_eq!(m.run().unwrap(), Outcome::Stopped);
+    owner.join().unwrap();
+}
+
+/// A processor that ends by itself while its machine is being paused, asked or handed over has still ended.
+#[test]
+fn no_end_is_lost() {
+    for _ in 0..200 {
+        let mut m = machine(|s| s.cpus = 2, |index, _, _| (index == 1).then_some(Exit::TripleFault));
+        let handle = m.handle();
+        handle.ask(Control::Pause);
+        handle.ask(Control::Resume);
+        let owner = std::thread::spawn(move || {
+            while handle.change_engine(Box::new(Scripted(Arc::new(nothing), "other"))).is_ok() {}
+        });
+        assert_eq!(m.run().unwrap(), Outcome::TripleFault);
+        owner.join().unwrap();
+    }
+}
+
+#[test]
+fn a_reset_by_the_guest_does_not_end_a_pause() {
+    let (started, starts) = channel();
+    let mut m = machine(
+        |_| {},
+        move |_, start, io| {
+            if start == 0 {
+                io.pio_write(0xcf9, &[6]);
+            }
+            let _test_ended = started.send(start);
+            None
+        },
+    );
+    let handle = m.handle();
+    let owner = std::thread::spawn(move || {
+        handle.control(Control::Pause).unwrap();
+        // The reset came before or after.
+        let begun = starts.try_iter().count();
+        assert!(handle.status().unwrap().paused);
+        assert_eq!(starts.try_iter().count(), 0, "{begun} before");
+        handle.control(Control::Resume).unwrap();
+        handle.control(Control::Stop).unwrap();
+    });
+    assert_eq!(m.run().unwrap(), Outcome::Stopped);
+    owner.join().unwrap();
 }
