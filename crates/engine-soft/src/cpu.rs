@@ -162,6 +162,8 @@ pub struct Cpu {
     pub vcpus: u32,
     /// Counters.
     pub stats: Stats,
+    /// What a debugger watches.
+    pub watched: crate::debugger::Watched,
     /// Vector and x87 instructions as host code.
     pub host: crate::host::Host,
 }
@@ -218,6 +220,7 @@ impl Cpu {
             index,
             vcpus: p.vcpus,
             stats: Stats::default(),
+            watched: crate::debugger::Watched::default(),
             host: crate::host::Host::new()?,
         };
         crate::sys::state::reset(&mut cpu);

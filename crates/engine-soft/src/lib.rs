@@ -8,6 +8,7 @@
 pub mod block;
 pub mod cache;
 pub mod cpu;
+pub mod debugger;
 pub mod decode;
 pub mod exec;
 pub mod host;

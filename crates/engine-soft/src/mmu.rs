@@ -13,6 +13,7 @@ use ringer_arch::cpu::{CpuModel, Feature, Vendor};
 use ringer_arch::exception::{Exception, pf, vector};
 use ringer_arch::paging::{self, Access, Kind};
 use ringer_arch::regs::{cr0, cr4, rflags};
+use ringer_engine::{WatchKind, Watchpoint};
 use ringer_memory::raw::{self, GuestInt};
 use ringer_memory::{GuestMemory, PAGE_SIZE, PageFlags};
 use std::sync::{Mutex, PoisonError};
@@ -809,6 +810,7 @@ impl Cpu {
         }
         self.check_alignment(lin, size)?;
         self.probe_write(lin, size)?;
+        self.watch(lin, size, false);
         self.watch(lin, size, true);
         if lin % PAGE_SIZE + size > PAGE_SIZE {
             return Ok(None);
@@ -1079,8 +1081,17 @@ impl Cpu {
         self.raise(Exception::coded(vector::PF, code))
     }
 
-    /// Whether an enabled data breakpoint lies in the page of `lin`: its accesses take the slow path.
+    /// Whether an enabled data breakpoint, or data that a debugger watches, lies in the page of `lin`: its accesses take the slow path.
     fn watched_page(&self, lin: u64) -> bool {
+        let page = lin & !0xfff;
+        if self
+            .watched
+            .points
+            .iter()
+            .any(|w| Watchpoint { kind: WatchKind::Access, ..*w }.touched(page, PAGE_SIZE, false))
+        {
+            return true;
+        }
         if self.dr[7] & 0xff == 0 {
             return false;
         }
@@ -1091,6 +1102,10 @@ impl Cpu {
 
     /// Notes the data breakpoints that an access of `len` bytes at `lin` hits (Intel SDM vol. 3B §17.2.4-5).
     fn watch(&mut self, lin: u64, len: u64, write: bool) {
+        if let Some(w) = self.watched.points.iter().find(|w| w.touched(lin, len, write)) {
+            self.watched.hit.get_or_insert(*w);
+            self.leave = true;
+        }
         if self.dr[7] & 0xff == 0 {
             return;
         }

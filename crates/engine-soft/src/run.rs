@@ -3,6 +3,7 @@
 use crate::block::{Block, MAX_OPS};
 use crate::cache::Cache;
 use crate::cpu::{Cpu, Mode, R};
+use crate::debugger::Debugger;
 use crate::decode::{self, How};
 use crate::shoot::Shared;
 use crate::sys::{debug, interrupt, state};
@@ -11,7 +12,7 @@ use ringer_arch::cpu::Vendor;
 use ringer_arch::regs::{dr, rflags};
 use ringer_arch::seg::sreg;
 use ringer_arch::{MpState, VcpuState};
-use ringer_engine::{EngineError, Exit, Stats, Step, StopToken, Until, Vcpu};
+use ringer_engine::{DebugRequest, DebugStop, EngineError, Exit, Stats, Step, StopToken, Until, Vcpu};
 use ringer_memory::PAGE_SIZE;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -36,6 +37,8 @@ pub struct Interpreter {
     pub(crate) code_dropped: bool,
     /// Instructions that were left for a fault.
     faults: u64,
+    /// What a debugger has asked for.
+    pub(crate) debug: Debugger,
 }
 
 /// What came of [`Interpreter::between_awake`].
@@ -68,6 +71,7 @@ impl Interpreter {
             attention: true,
             code_dropped: false,
             faults: 0,
+            debug: Debugger::default(),
         }
     }
 
@@ -78,12 +82,17 @@ impl Interpreter {
     /// Looks at everything that may come between two instructions, and runs one instruction by itself where something must
     /// follow it closely.
     pub(crate) fn between(&mut self) -> Option<Exit> {
+        if let Some(hit) = self.cpu.watched.hit.take() {
+            self.update_attention();
+            return Some(Exit::Debug(DebugStop::Watchpoint(hit)));
+        }
         if let Some(exit) = self.requests() {
             return Some(exit);
         }
         match self.cpu.mp_state {
             MpState::Running => {}
             MpState::Halted | MpState::WaitForSipi => {
+                self.debug.halted = true;
                 self.sleep();
                 return None;
             }
@@ -92,21 +101,23 @@ impl Interpreter {
             // Of a task switch, or of what an event's delivery touched: before the handler's first instruction.
             if self.cpu.debug_trap != 0 {
                 interrupt::debug_trap(&mut self.cpu);
-                return self.after_event();
+                return self.after_event().or_else(|| self.after_debug_step());
             }
             if self.cpu.nmi_pending && !self.cpu.nmi_blocked {
                 self.cpu.nmi_pending = false;
                 self.cpu.stats.interrupts += 1;
                 interrupt::nmi(&mut self.cpu);
-                return self.after_event();
+                return self.after_event().or_else(|| self.after_debug_step());
             }
-            if self.intr && self.cpu.sysflags & rflags::IF != 0 {
-                if let Some(vector) = self.cpu.io.acknowledge() {
+            if self.intr && self.cpu.sysflags & rflags::IF != 0 && !self.debug.holds_interrupts() {
+                let vector = self.cpu.io.acknowledge();
+                if let Some(vector) = vector {
                     self.cpu.stats.interrupts += 1;
                     interrupt::external(&mut self.cpu, vector);
                 }
                 self.poll();
-                return self.after_event();
+                let exit = self.after_event();
+                return if vector.is_some() { exit.or_else(|| self.after_debug_step()) } else { exit };
             }
         }
         if self.must_single() { self.single() } else { None }
@@ -183,6 +194,7 @@ impl Interpreter {
             || self.cpu.sysflags & (rflags::TF | rflags::RF) != 0
             || self.cpu.dr[7] & 0xff != 0
             || self.cpu.debug_trap != 0
+            || self.debug.is_singular()
     }
 
     pub(crate) fn update_attention(&mut self) {
@@ -191,27 +203,61 @@ impl Interpreter {
             || c.nmi_pending && !c.nmi_blocked
             || c.debug_trap != 0
             || c.mp_state != MpState::Running
+            || c.watched.hit.is_some()
             || self.must_single();
     }
 
     /// Runs one instruction with what comes with it: shadow, resume flag, breakpoints, single step.
     fn single(&mut self) -> Option<Exit> {
+        if self.debug.stops_at(self.code_lin()) {
+            return Some(self.at_breakpoint());
+        }
         if !self.cpu.shadow && debug::code_breakpoint(&mut self.cpu) {
             interrupt::raise_pending(&mut self.cpu);
-            return self.after_event();
+            return self.after_event().or_else(|| self.after_debug_step());
         }
         self.cpu.shadow = false;
         let step = self.cpu.sysflags & rflags::TF != 0;
         let before = self.cpu.stats.instructions;
+        let rip = self.cpu.rip;
         self.cpu.last_mnemonic = Mnemonic::INVALID;
-        if let Err(exit) = self.block(true) {
+        self.cpu.watched.one_iteration = self.debug.step;
+        let done = self.block(true);
+        self.cpu.watched.one_iteration = false;
+        // A repeated instruction that is not through yet is still the one to be gone over.
+        self.debug.pass &= self.cpu.rip == rip && decode::is_string(self.cpu.last_mnemonic);
+        if let Err(exit) = done {
             return Some(exit);
         }
         let completed = self.cpu.stats.instructions != before;
         if completed {
             self.after_step(step);
         }
-        self.after_event()
+        self.after_event().or_else(|| self.after_debug_step())
+    }
+
+    /// The exit at a breakpoint.
+    fn at_breakpoint(&mut self) -> Exit {
+        self.debug.pass = true;
+        self.update_attention();
+        Exit::Debug(DebugStop::Breakpoint)
+    }
+
+    /// The exit that a step ends with, unless there is a watchpoint to be told of.
+    fn after_debug_step(&self) -> Option<Exit> {
+        (self.debug.step && self.cpu.watched.hit.is_none()).then_some(Exit::Debug(DebugStop::Step))
+    }
+
+    /// Takes over what a debugger wants.
+    pub(crate) fn debug(&mut self, request: &DebugRequest) {
+        let pass = self.debug.pass;
+        self.debug = Debugger::new(request);
+        self.debug.pass = pass;
+        if self.cpu.watched.points != request.watchpoints {
+            self.cpu.watched.points.clone_from(&request.watchpoints);
+            self.cpu.mmu.flush_all();
+        }
+        self.update_attention();
     }
 
     /// After an instruction that ran by itself and completed; `tf` is TF from before it: clears RF, and delivers the #DB of a
@@ -284,6 +330,36 @@ impl Interpreter {
             }
             Err(_) => self.finish(),
         }
+    }
+
+    /// As [`block`](Self::block), but heeds the debugger.
+    pub(crate) fn debugged_block(&mut self) -> Result<(), Exit> {
+        if !self.debug.cares_for_blocks() {
+            return self.block(false);
+        }
+        self.stop_at_breakpoint()?;
+        let (lin, ctx) = (self.code_lin(), self.context(false));
+        let known = self.cache.jump(lin, ctx).filter(|n| {
+            let b = self.cache.block(*n);
+            b.trusted && self.cpu.mmu.memory().code_version(b.gpa) == b.version
+        });
+        let found = match known {
+            Some(n) => Ok(Found::Cached(n)),
+            None => self.find(lin, ctx, false),
+        };
+        match found {
+            Ok(Found::Cached(n)) if !self.debug.splits(lin, u64::from(self.cache.block(n).len)) => {
+                self.execute_cached(n)
+            }
+            Ok(_) => self.block(true),
+            Err(_) => self.finish(),
+        }
+    }
+
+    /// Stops if a breakpoint stands at RIP.
+    #[inline]
+    pub(crate) fn stop_at_breakpoint(&mut self) -> Result<(), Exit> {
+        if self.debug.stops_at(self.code_lin()) { Err(self.at_breakpoint()) } else { Ok(()) }
     }
 
     /// As [`block`](Self::block), but of a block with more than `left` instructions only the first.
@@ -584,6 +660,7 @@ impl Vcpu for Interpreter {
     fn run(&mut self) -> Exit {
         self.shared.acknowledge(self.index());
         self.poll();
+        self.debug.halted = false;
         let memory = self.cpu.mmu.memory().clone();
         let versions = memory.code_versions();
         let exit = loop {
@@ -593,8 +670,10 @@ impl Vcpu for Interpreter {
                     None => continue,
                 }
             }
-            self.chain(versions);
-            let done = if self.cpu.leave { self.finish() } else { self.block(false) };
+            if !self.debug.cares_for_blocks() {
+                self.chain(versions);
+            }
+            let done = if self.cpu.leave { self.finish() } else { self.debugged_block() };
             if let Err(exit) = done {
                 break exit;
             }
@@ -611,7 +690,14 @@ impl Vcpu for Interpreter {
     fn set_state(&mut self, s: &VcpuState) -> Result<(), EngineError> {
         // What is decoded stays: it is looked up by what memory holds, and the jump table by a generation that has passed.
         state::load(&mut self.cpu, s)?;
+        self.debug.pass = false;
+        self.cpu.watched.hit = None;
         self.update_attention();
+        Ok(())
+    }
+
+    fn set_debug(&mut self, request: &DebugRequest) -> Result<(), EngineError> {
+        self.debug(request);
         Ok(())
     }
 

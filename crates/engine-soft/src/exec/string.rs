@@ -99,7 +99,8 @@ pub fn execute(cpu: &mut Cpu, i: &Instruction) -> R<()> {
         if compares && (cpu.fl & fl::ZF != 0) == until_zf {
             return Ok(());
         }
-        let single = cpu.sysflags & rflags::TF != 0 || cpu.debug_trap != 0 || cpu.leave;
+        let single =
+            cpu.sysflags & rflags::TF != 0 || cpu.debug_trap != 0 || cpu.leave || cpu.watched.one_iteration;
         if (single || cpu.stop.load() != 0) && count != done {
             cpu.next_rip = cpu.rip;
             return Ok(());
@@ -182,7 +183,8 @@ fn element(cpu: &mut Cpu, op: &Op) -> R<()> {
 /// Moves or stores as many of `count` elements as lie in one page on both sides, upwards; 0 if that is none or the case
 /// is not a plain one. 64-bit addressing only: elsewhere limits and wrap-around are checked element by element.
 fn run(cpu: &mut Cpu, op: &Op, count: u64) -> u64 {
-    if op.addr_bits != 64 || !cpu.is64() || cpu.sysflags & (rflags::DF | rflags::TF) != 0 {
+    let plain = cpu.sysflags & (rflags::DF | rflags::TF) == 0 && !cpu.watched.one_iteration;
+    if op.addr_bits != 64 || !cpu.is64() || !plain {
         return 0;
     }
     let size = u64::from(op.size);

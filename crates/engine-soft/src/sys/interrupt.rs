@@ -69,6 +69,7 @@ pub fn raise_pending(cpu: &mut Cpu) {
     if kind == Kind::Exception {
         // Data breakpoints of an instruction that did not complete will be met again when it is restarted.
         cpu.debug_trap &= !0xf;
+        cpu.watched.hit = None;
     }
     dispatch(cpu, Event { vector: e.vector, kind, code: e.code });
 }

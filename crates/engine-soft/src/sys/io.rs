@@ -112,12 +112,12 @@ fn repeat(cpu: &mut Cpu, i: &Instruction, bits: u32, mut one: impl FnMut(&mut Cp
         return Ok(());
     }
     let m = Cpu::width_mask(bits);
-    let stepping = cpu.sysflags & rflags::TF != 0;
+    let stepping = cpu.sysflags & rflags::TF != 0 || cpu.watched.one_iteration;
     while cpu.regs[1] & m != 0 {
         one(cpu)?;
         cpu.set_gpr_bits(1, bits, cpu.regs[1].wrapping_sub(1));
         let more = cpu.regs[1] & m != 0;
-        if cpu.stop.load() != 0 || cpu.debug_trap != 0 || stepping {
+        if cpu.stop.load() != 0 || cpu.debug_trap != 0 || cpu.watched.hit.is_some() || stepping {
             cpu.leave = true;
             if more {
                 cpu.next_rip = cpu.rip;

@@ -18,6 +18,8 @@ pub(crate) struct FakeIo {
     pub(crate) out: Mutex<Vec<(u16, Vec<u8>)>>,
     pub(crate) next_in: Mutex<u8>,
     pub(crate) cr8: Mutex<u64>,
+    /// The vector of an interrupt that waits.
+    pub(crate) intr: Mutex<Option<u8>>,
     /// Raised at each port access, if any.
     pub(crate) stop: Option<StopToken>,
 }
@@ -48,10 +50,10 @@ impl CpuIo for FakeIo {
     }
     fn mmio_write(&self, _gpa: u64, _data: &[u8]) {}
     fn pending(&self) -> Pending {
-        Pending::default()
+        Pending { intr: self.intr.lock().unwrap().is_some(), ..Pending::default() }
     }
     fn acknowledge(&self) -> Option<u8> {
-        None
+        self.intr.lock().unwrap().take()
     }
     fn cr8(&self) -> u64 {
         *self.cr8.lock().unwrap()

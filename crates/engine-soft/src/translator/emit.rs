@@ -106,6 +106,9 @@ pub fn decode(cpu: &Cpu, store: &mut Store, s: &Source<'_>, into: &mut Vec<Insn>
             | Class::InterpLast => true,
             _ => false,
         };
+        if store.cuts.contains(&(d.ip() as u16 & 0xfff)) {
+            break;
+        }
         branches += u32::from(c == Class::Jump);
         let behind =
             c == Class::Jump && (branches >= MOST_BRANCHES || store.has(s.gpa + u64::from(len), s.key));

@@ -149,6 +149,8 @@ pub struct Store {
     entered: Map<(u64, u64), u64>,
     /// Times that everything was dropped for want of room.
     pub clearings: u64,
+    /// Offsets of breakpoints in their pages: there, blocks end and none is led to by another.
+    pub cuts: Vec<u16>,
     /// What is known of forms of instructions.
     pub natives: Natives,
     perf_map: Option<PerfMap>,
@@ -182,6 +184,7 @@ impl Store {
             scattered: HashSet::new(),
             entered: Map::default(),
             clearings: 0,
+            cuts: Vec::new(),
             natives: Natives::default(),
             perf_map: PerfMap::open(),
             area,

@@ -18,7 +18,7 @@ use iced_x86::{Decoder, DecoderOptions};
 use ringer_arch::VcpuState;
 use ringer_arch::cpu::Vendor;
 use ringer_arch::seg::sreg;
-use ringer_engine::{EngineError, Exit, Stats, Step, StopToken, Until, Vcpu};
+use ringer_engine::{DebugRequest, EngineError, Exit, Stats, Step, StopToken, Until, Vcpu};
 use ringer_memory::PAGE_SIZE;
 use std::io;
 use std::sync::atomic::AtomicU32;
@@ -149,9 +149,10 @@ impl Translator {
         if self.interp.code_dropped {
             self.drop_stale();
         }
+        self.interp.stop_at_breakpoint()?;
         let Some(k) = key::of(&self.interp.cpu) else {
             self.unload_x87();
-            return self.interp.block(false);
+            return self.interp.debugged_block();
         };
         self.key = k;
         if let Some(e) = &mut self.exits {
@@ -170,7 +171,7 @@ impl Translator {
                 Ok(None) => {
                     self.pending = None;
                     self.unload_x87();
-                    return self.interp.block(false);
+                    return self.interp.debugged_block();
                 }
                 Err(_) => {
                     self.pending = None;
@@ -212,8 +213,13 @@ impl Translator {
         let code = self.store.blocks[block as usize].code;
         let c = self.ctx.get_mut();
         c.vpage = vpage;
-        c.jumps[jump_index(lin)] = Jump { lin, code, gen_key: gen_key as u32 };
-        if let Some(l) = self.pending.take() {
+        let direct = !self.store.cuts.contains(&(lin as u16 & 0xfff));
+        if direct {
+            c.jumps[jump_index(lin)] = Jump { lin, code, gen_key: gen_key as u32 };
+        }
+        if let Some(l) = self.pending.take()
+            && direct
+        {
             let link = self.store.links[l as usize];
             let from = &self.store.blocks[link.block as usize];
             let fits = from.alive && (link.gen_site.is_some() || from.gpa >> 12 == gpa >> 12);
@@ -709,6 +715,24 @@ impl Vcpu for Translator {
     fn set_state(&mut self, s: &VcpuState) -> Result<(), EngineError> {
         self.interp.set_state(s)?;
         self.clear();
+        Ok(())
+    }
+
+    fn set_debug(&mut self, request: &DebugRequest) -> Result<(), EngineError> {
+        self.interp.debug(request);
+        let before = self.store.cuts.len();
+        if request.is_empty() {
+            self.store.cuts.clear();
+        }
+        // Those of breakpoints that have gone stay: a debugger takes them all away for each step, and puts them back.
+        for offset in self.interp.debug.offsets() {
+            if !self.store.cuts.contains(&offset) {
+                self.store.cuts.push(offset);
+            }
+        }
+        if self.store.cuts.len() != before {
+            self.clear();
+        }
         Ok(())
     }
 
