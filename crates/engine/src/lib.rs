@@ -15,6 +15,6 @@ pub use clock::VmClock;
 pub use cpu_io::{CpuIo, Pending};
 pub use debug::{DebugRequest, DebugStop, WatchKind, Watchpoint};
 pub use irq::IrqChip;
-pub use stop::StopToken;
+pub use stop::{Kicked, StopToken};
 pub use vcpu::{Exit, Stats, Step, Until, Vcpu};
-pub use vm::{Engine, EngineError, Probe, Vm, VmParams};
+pub use vm::{Engine, EngineError, Needs, Probe, Vm, VmParams};

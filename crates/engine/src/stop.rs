@@ -1,16 +1,27 @@
 //! [`StopToken`]: how other threads get a processor's attention.
 
+use std::fmt;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-#[derive(Debug, Default)]
+/// What gets a processor out of where it does not see the word.
+type Kick = Arc<dyn Fn() + Send + Sync>;
+
+#[derive(Default)]
 struct Inner {
     flags: AtomicU32,
-    /// Somebody sleeps, or is about to: waking costs a system call, which a processor that runs need not pay for.
+    /// Somebody sleeps, or is about to, or must be kicked: waking costs a system call, which a processor that runs need not pay for.
     sleepers: AtomicU32,
-    lock: Mutex<()>,
+    /// The kick of the processor that runs, if it needs one.
+    lock: Mutex<Option<Kick>>,
     wake: Condvar,
+}
+
+impl fmt::Debug for Inner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StopToken").field("flags", &self.flags).finish_non_exhaustive()
+    }
 }
 
 /// A word of requests to one processor, with a place to sleep until one comes. Cloning shares it.
@@ -41,10 +52,24 @@ impl StopToken {
         let before = self.0.flags.fetch_or(bits, Ordering::SeqCst);
         // Either this sees the sleeper, or the sleeper, who announced itself first, sees the bits.
         if before & bits != bits && self.0.sleepers.load(Ordering::SeqCst) != 0 {
-            // Taking the lock orders this with a sleeper between its check and its wait.
-            drop(self.0.lock.lock());
+            // Taking the lock orders this with a sleeper between its check and its wait, and keeps the kick valid while it is called.
+            let guard = self.0.lock.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(kick) = &*guard {
+                kick();
+            }
+            drop(guard);
             self.0.wake.notify_all();
         }
+    }
+
+    /// Has `kick` called by whoever raises a bit that was not raised, after it was, until the answer is dropped: for a processor
+    /// that runs where it cannot look at the word, such as in the host's kernel. `kick` must not block, nor use this token. One
+    /// kick at a time: a later one takes an earlier one's place.
+    #[must_use]
+    pub fn kick_by(&self, kick: impl Fn() + Send + Sync + 'static) -> Kicked {
+        *self.0.lock.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(kick));
+        self.0.sleepers.fetch_add(1, Ordering::SeqCst);
+        Kicked(self.clone())
     }
 
     /// The bits raised now.
@@ -89,9 +114,40 @@ impl StopToken {
     }
 }
 
+/// While it lives, raising a bit calls a kick: [`StopToken::kick_by`].
+#[must_use]
+#[derive(Debug)]
+pub struct Kicked(StopToken);
+
+impl Drop for Kicked {
+    fn drop(&mut self) {
+        self.0.0.sleepers.fetch_sub(1, Ordering::SeqCst);
+        *self.0.0.lock.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_raise_kicks_while_it_is_asked_to() {
+        let (t, n) = (StopToken::new(), Arc::new(AtomicU32::new(0)));
+        let counter = n.clone();
+        let kicked = t.kick_by(move || {
+            counter.fetch_add(1, Ordering::SeqCst);
+        });
+        t.raise(StopToken::ATTENTION);
+        t.raise(StopToken::ATTENTION);
+        assert_eq!(n.load(Ordering::SeqCst), 1, "the bit was raised only once");
+        t.take(StopToken::ATTENTION);
+        t.raise(StopToken::ATTENTION | StopToken::STOP);
+        assert_eq!(n.load(Ordering::SeqCst), 2);
+        drop(kicked);
+        t.take(u32::MAX);
+        t.raise(StopToken::STOP);
+        assert_eq!(n.load(Ordering::SeqCst), 2);
+    }
 
     #[test]
     fn a_raise_wakes_a_sleeper() {

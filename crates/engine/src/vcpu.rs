@@ -12,6 +12,8 @@ pub enum Exit {
     TripleFault,
     /// What [`Vcpu::set_debug`] asked for has come.
     Debug(DebugStop),
+    /// The engine cannot go on with this guest: [`Vcpu::failure`] says why.
+    Failed,
 }
 
 /// What a processor has done so far, for `--stats`.
@@ -139,6 +141,10 @@ pub trait Vcpu: Send {
     /// [`EngineError::NoDebug`]: the engine cannot serve this; what was said before holds.
     fn set_debug(&mut self, request: &DebugRequest) -> Result<(), EngineError> {
         if request.is_empty() { Ok(()) } else { Err(EngineError::NoDebug("it knows no debugger".into())) }
+    }
+    /// Why the last [`run`](Vcpu::run) ended with [`Exit::Failed`], in one clause.
+    fn failure(&self) -> Option<&str> {
+        None
     }
     /// Counters since creation.
     fn stats(&self) -> Stats;

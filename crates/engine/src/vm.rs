@@ -1,7 +1,7 @@
 //! [`Engine`] and [`Vm`]: what can run guests here.
 
 use crate::{CpuIo, StopToken, Vcpu};
-use ringer_arch::cpu::CpuModel;
+use ringer_arch::cpu::{CpuModel, FeatureSet};
 use ringer_memory::GuestMemory;
 use std::sync::Arc;
 use thiserror::Error;
@@ -61,6 +61,17 @@ pub struct VmParams {
     pub started: std::time::Instant,
 }
 
+/// What an engine asks of the machine around its processors. The default asks for nothing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Needs {
+    /// The only rate in kHz at which the guest's TSC can run; `None`: any.
+    pub tsc_khz: Option<u64>,
+    /// The processor features that it can offer, of those that the software engines know; `None`: what they offer.
+    pub features: Option<FeatureSet>,
+    /// It cannot pass hypercalls to the machine, which must not offer any.
+    pub no_hypercalls: bool,
+}
+
 /// Something that can run guests on this host.
 pub trait Engine: Send + Sync {
     /// The name that `--engine` takes.
@@ -72,6 +83,14 @@ pub trait Engine: Send + Sync {
     fn recognizes(&self, feature: &str) -> bool {
         let _ = feature;
         false
+    }
+    /// What a machine must be like to run on this engine. A machine that is made for another may still run on it: if it does not
+    /// fit, [`create_vm`](Engine::create_vm) or [`Vm::create_vcpu`] refuses.
+    ///
+    /// # Errors
+    /// [`EngineError::Unavailable`], [`EngineError::Host`].
+    fn needs(&self) -> Result<Needs, EngineError> {
+        Ok(Needs::default())
     }
     /// Creates the engine's side of a machine.
     ///
