@@ -13,6 +13,9 @@ use std::sync::Mutex;
 /// (24).
 pub const KVM_FEATURES: u32 = 1 | 1 << 1 | 1 << 3 | 1 << 6 | 1 << 7 | 1 << 11 | 1 << 12 | 1 << 13 | 1 << 24;
 
+/// Those of them that the guest uses by hypercalls: PV_UNHALT, PV_SEND_IPI, PV_SCHED_YIELD.
+pub const HYPERCALLS: u32 = 1 << 7 | 1 << 11 | 1 << 13;
+
 const HC_VAPIC_POLL_IRQ: u64 = 1;
 const HC_KICK_CPU: u64 = 5;
 const HC_SEND_IPI: u64 = 10;

@@ -9,6 +9,7 @@ use crate::events::{Latch, MachineEvents};
 use crate::fabric::{IrqFabric, TIMER_GSI};
 use crate::hpet::Hpet;
 use crate::i8042::{I8042, I8042Ports};
+use crate::kvm;
 use crate::line::IrqLine;
 use crate::pci::PciHost;
 use crate::pic::{ElcrPorts, PicPorts};
@@ -59,6 +60,8 @@ pub struct PlatformConfig {
     /// Who hears of power-off, reset and debug exit: of the first, and after a [`reset`](Platform::reset) again of the
     /// first.
     pub events: Arc<dyn MachineEvents>,
+    /// Whether the processors' engine passes KVM's hypercalls on: without, none is offered.
+    pub hypercalls: bool,
     /// COM1 to COM4; a port that is `None` is not there.
     pub serial: [Option<SerialConfig>; 4],
 }
@@ -88,7 +91,8 @@ impl Platform {
     /// # Errors
     /// [`BusError`] if two devices claim one place.
     pub fn new(config: PlatformConfig) -> Result<Platform, BusError> {
-        let PlatformConfig { memory, clock, stops, events, serial } = config;
+        let PlatformConfig { memory, clock, stops, events, hypercalls, serial } = config;
+        let pv = if hypercalls { kvm::KVM_FEATURES } else { kvm::KVM_FEATURES & !kvm::HYPERCALLS };
         let timers = Timers::new(clock.clone());
         let latch = Arc::new(Latch::new(events));
         let events: Arc<dyn MachineEvents> = latch.clone();
@@ -110,7 +114,7 @@ impl Platform {
             pci: Arc::new(PciHost::new(Arc::new(ResetControl::new(Arc::clone(&events))))),
             system_control: Arc::new(SystemControl::new(Arc::clone(&events))),
             serial: wire_serial(serial, &timers, line),
-            vcpus: wire_vcpus(&fabric, &bus, &memory, &clock),
+            vcpus: wire_vcpus(&fabric, &bus, &memory, &clock, pv),
             bus,
             fabric,
             latch,
@@ -253,11 +257,13 @@ fn wire_vcpus(
     bus: &Arc<Bus>,
     memory: &GuestMemory,
     clock: &VmClock,
+    pv: u32,
 ) -> Vec<Arc<VcpuIo>> {
     let lapics = fabric.apics().all().iter().enumerate();
     lapics
         .map(|(i, l)| {
-            Arc::new(VcpuIo::new(i, l.clone(), fabric.clone(), bus.clone(), memory.clone(), clock.clone()))
+            let (fabric, bus) = (fabric.clone(), bus.clone());
+            Arc::new(VcpuIo::new(i, l.clone(), fabric, bus, memory.clone(), clock.clone(), pv))
         })
         .collect()
 }

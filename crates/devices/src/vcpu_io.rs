@@ -18,10 +18,12 @@ pub struct VcpuIo {
     lapic: Arc<Lapic>,
     pv: KvmPv,
     clock: VmClock,
+    kvm_features: u32,
 }
 
 impl VcpuIo {
-    /// For the processor that `lapic` of `fabric` belongs to, at place `index`.
+    /// For the processor that `lapic` of `fabric` belongs to, at place `index`; `kvm_features` is what of KVM's paravirtual
+    /// interface it is offered.
     #[must_use]
     pub fn new(
         index: usize,
@@ -30,8 +32,9 @@ impl VcpuIo {
         bus: Arc<Bus>,
         memory: GuestMemory,
         clock: VmClock,
+        kvm_features: u32,
     ) -> VcpuIo {
-        VcpuIo { index, bus, fabric, lapic, pv: KvmPv::new(memory, clock.clone()), clock }
+        VcpuIo { index, bus, fabric, lapic, pv: KvmPv::new(memory, clock.clone()), clock, kvm_features }
     }
 
     /// Power-up of the paravirtual MSRs; the local APIC resets with the fabric.
@@ -110,7 +113,7 @@ impl CpuIo for VcpuIo {
             apic_enabled: self.lapic.base_msr() & BASE_EN != 0,
             tsc_khz: u32::try_from(self.clock.tsc_khz()).unwrap_or(u32::MAX),
             apic_bus_khz: BUS_KHZ,
-            kvm_features: kvm::KVM_FEATURES,
+            kvm_features: self.kvm_features,
             ..CpuidDynamic::default()
         }
     }

@@ -65,8 +65,8 @@ pub fn run(args: &RunArgs, started: Instant) -> anyhow::Result<ExitCode> {
     }
     // All that can be refused is, before anything is fetched.
     spec.check()?;
-    cpu_model(&spec.cpu)?;
     let choice = choose(&spec.engine)?;
+    cpu_model(&spec.cpu, &choice.engine.needs()?)?;
     let ours = find_images(args, &mut spec)?;
     set_session(args, &mut spec, streams, ours)?;
     if args.engine == "auto" {

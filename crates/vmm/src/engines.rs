@@ -2,7 +2,7 @@
 
 use crate::VmmError;
 use ringer_arch::cpu::{CpuModel, FeatureSet};
-use ringer_engine::{Engine, Probe};
+use ringer_engine::{Engine, Needs, Probe};
 use ringer_lockstep::LockStepEngine;
 
 /// An engine and why it was taken.
@@ -67,16 +67,17 @@ fn choose_from(engines: Vec<Box<dyn Engine>>, name: &str) -> Result<Choice, VmmE
     Err(VmmError::NoEngine(passed.join("; ")))
 }
 
-/// Makes the processor model called `name`.
+/// Makes the processor model called `name` for an engine with these needs.
 ///
 /// # Errors
 /// [`VmmError::Cpu`].
-pub fn cpu_model(name: &str) -> Result<CpuModel, VmmError> {
+pub fn cpu_model(name: &str, needs: &Needs) -> Result<CpuModel, VmmError> {
     let host = |leaf, subleaf| {
         let r = std::arch::x86_64::__cpuid_count(leaf, subleaf);
         [r.eax, r.ebx, r.ecx, r.edx]
     };
-    Ok(CpuModel::named(name, &host, &FeatureSet::software(&host))?)
+    let software = FeatureSet::software(&host);
+    Ok(CpuModel::named(name, &host, &needs.features.unwrap_or(software))?)
 }
 
 #[cfg(test)]
@@ -121,7 +122,7 @@ mod tests {
 
     #[test]
     fn models() {
-        assert!(cpu_model("x86-64-v2").is_ok());
-        assert!(cpu_model("z80").unwrap_err().to_string().contains("z80"));
+        assert!(cpu_model("x86-64-v2", &Needs::default()).is_ok());
+        assert!(cpu_model("z80", &Needs::default()).unwrap_err().to_string().contains("z80"));
     }
 }

@@ -53,6 +53,16 @@ pub enum VmmError {
     /// A device that could not be placed.
     #[error(transparent)]
     Platform(#[from] BusError),
+    /// The engine cannot go on with the guest.
+    #[error("engine {engine} cannot go on: processor {index}: {why}")]
+    Failed {
+        /// The engine.
+        engine: &'static str,
+        /// The processor.
+        index: u32,
+        /// One clause.
+        why: String,
+    },
     /// A processor's thread ended by a panic.
     #[error("processor {0} failed inside Ringer: this is a bug of Ringer's; the machine was ended")]
     Panicked(u32),

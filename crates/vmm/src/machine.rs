@@ -86,7 +86,8 @@ impl Machine {
         started: Instant,
     ) -> Result<Machine, VmmError> {
         spec.check()?;
-        let cpu = Arc::new(engines::cpu_model(&spec.cpu)?);
+        let needs = engine.needs()?;
+        let cpu = Arc::new(engines::cpu_model(&spec.cpu, &needs)?);
         let kernel = Kernel::open(&spec.kernel)?;
         let initrd = open_initrd(&spec)?;
         let memory = GuestMemory::new(spec.memory)?;
@@ -94,7 +95,7 @@ impl Machine {
         let vm = engine.create_vm(params)?;
         let (sender, messages) = channel();
         let events = Arc::new(Events(Mutex::new(sender.clone())));
-        let platform = MachinePlatform::new(&spec, &memory, events, serial)?;
+        let platform = MachinePlatform::new(&spec, &needs, &memory, events, serial)?;
         let vcpus = Vcpus::new(vm.as_ref(), platform.processors(), sender.clone())?;
         let mut machine = Machine {
             spec,
@@ -199,14 +200,17 @@ impl Machine {
                         return Ok(outcome);
                     }
                 }
-                Message::Vcpu { index, run } => {
-                    if self.vcpus.reap(index, run)? == Some(Exit::TripleFault) {
-                        if self.spec.on_triple_fault == OnReset::Exit {
-                            return Ok(Outcome::TripleFault);
-                        }
-                        self.reset()?;
+                Message::Vcpu { index, run } => match self.vcpus.reap(index, run)? {
+                    Some(Exit::TripleFault) if self.spec.on_triple_fault == OnReset::Exit => {
+                        return Ok(Outcome::TripleFault);
                     }
-                }
+                    Some(Exit::TripleFault) => self.reset()?,
+                    Some(Exit::Failed) => {
+                        let why = self.vcpus.failure(index);
+                        return Err(VmmError::Failed { engine: self.engine, index, why });
+                    }
+                    _ => {}
+                },
             }
         }
     }

@@ -4,13 +4,14 @@ use crate::acpi::{self, AcpiConfig};
 use crate::{VmSpec, VmmError};
 use ringer_arch::cpu::CpuModel;
 use ringer_devices::{MachineEvents, Platform, PlatformConfig, Serial, SerialConfig, map};
-use ringer_engine::{CpuIo, StopToken, VmClock};
+use ringer_engine::{CpuIo, Needs, StopToken, VmClock};
 use ringer_memory::GuestMemory;
 use std::io::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The guest's TSC frequency: a tick a nanosecond. The engines make the TSC from the machine's clock, so any would do.
+/// The guest's TSC frequency, unless its engine needs another: a tick a nanosecond. The software engines make the TSC from the
+/// machine's clock, so any would do.
 const TSC_KHZ: u64 = 1_000_000;
 
 /// The host's side of the serial lines COM1 to COM4: where what the guest says goes. A line without one is not
@@ -64,6 +65,7 @@ pub(crate) struct MachinePlatform {
 impl MachinePlatform {
     pub(crate) fn new(
         spec: &VmSpec,
+        needs: &Needs,
         memory: &GuestMemory,
         events: Arc<dyn MachineEvents>,
         serial: SerialSides,
@@ -71,9 +73,10 @@ impl MachinePlatform {
         let stops: Vec<_> = (0..spec.cpus).map(|_| StopToken::new()).collect();
         let config = PlatformConfig {
             memory: memory.clone(),
-            clock: VmClock::new(TSC_KHZ),
+            clock: VmClock::new(needs.tsc_khz.unwrap_or(TSC_KHZ)),
             stops: stops.clone(),
             events,
+            hypercalls: !needs.no_hypercalls,
             serial: serial.outputs.map(|o| o.map(|output| SerialConfig { output, flow_control: true })),
         };
         let mut platform = Platform::new(config)?;

@@ -137,6 +137,14 @@ impl Vcpus {
         }
     }
 
+    /// Why processor `index`, which is parked, failed.
+    pub(crate) fn failure(&self, index: u32) -> String {
+        match self.slots.get(index as usize) {
+            Some((_, Slot::Parked(vcpu))) => vcpu.failure().unwrap_or("it does not say why").to_owned(),
+            _ => String::new(),
+        }
+    }
+
     /// Stops all.
     pub(crate) fn stop(&mut self) -> Result<(), VmmError> {
         for (stop, _) in &self.slots {

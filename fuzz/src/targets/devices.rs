@@ -44,6 +44,7 @@ fn machine() -> (Platform, VmClock) {
         clock: clock.clone(),
         stops: (0..VCPUS).map(|_| StopToken::new()).collect(),
         events: Arc::new(Ignore),
+        hypercalls: true,
         serial: [port(false), port(true), None, port(false)],
     };
     (Platform::new(config).expect("the machine's map has no overlaps"), clock)

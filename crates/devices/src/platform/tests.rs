@@ -27,6 +27,7 @@ impl Machine {
             clock: clock.clone(),
             stops: stops.clone(),
             events: Arc::new(tx),
+            hypercalls: true,
             serial,
         })
         .unwrap();
