@@ -81,6 +81,9 @@ pub struct RunArgs {
     /// What a triple fault does: exit, or reset as on a real machine
     #[arg(long, value_name = "ACTION", default_value = "exit", value_parser = ["exit", "reset"])]
     pub triple_fault: String,
+    /// Wait for gdb on a TCP port of this host or a Unix socket before the first instruction; with ,nowait start without it
+    #[arg(long, value_name = "PORT|PATH[,nowait]")]
+    pub gdb: Option<String>,
     /// Print what the processors did when the machine ends
     #[arg(long)]
     pub stats: bool,

@@ -8,7 +8,7 @@ use crate::{signals, stats, stdin_line};
 use anyhow::{Context, bail};
 use ringer_image::boot::BootProtocol;
 use ringer_image::debian::{Cache, GuestKind, Progress, Session, TerminalInfo, guest, session_initramfs};
-use ringer_vmm::{Machine, OnReset, Outcome, SerialInput, SerialSides, VmSpec, choose, cpu_model};
+use ringer_vmm::{GdbServer, Machine, OnReset, Outcome, SerialInput, SerialSides, VmSpec, choose, cpu_model};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -67,6 +67,7 @@ pub fn run(args: &RunArgs, started: Instant) -> anyhow::Result<ExitCode> {
     spec.check()?;
     let choice = choose(&spec.engine)?;
     cpu_model(&spec.cpu, &choice.engine.needs()?)?;
+    let gdb = args.gdb.as_deref().map(listen_for_gdb).transpose()?;
     let ours = find_images(args, &mut spec)?;
     set_session(args, &mut spec, streams, ours)?;
     if args.engine == "auto" {
@@ -76,6 +77,11 @@ pub fn run(args: &RunArgs, started: Instant) -> anyhow::Result<ExitCode> {
     let shared = Arc::new(Shared::default());
     let mut machine = Machine::new(spec, choice.engine.as_ref(), outputs(streams, &shared)?, started)?;
     shared.set_machine(machine.handle());
+    if let Some((server, wait)) = gdb {
+        let verb = if wait { "waiting for gdb" } else { "gdb may connect" };
+        eprintln!("ringer: {verb}: target remote {}", server.address());
+        machine.serve_gdb(server, wait)?;
+    }
     signals::watch(&shared).context("cannot watch for signals")?;
     let raw = streams != Streams::Pipes && terminal::stdin_is_terminal();
     let guard = if raw { Some(RawTerminal::enter().context("cannot set the terminal raw")?) } else { None };
@@ -100,6 +106,12 @@ pub fn run(args: &RunArgs, started: Instant) -> anyhow::Result<ExitCode> {
         );
     }
     Ok(ExitCode::from(status(outcome?, streams, &shared)))
+}
+
+/// The socket for gdb, and whether the machine waits for it.
+fn listen_for_gdb(at: &str) -> anyhow::Result<(GdbServer, bool)> {
+    let (at, wait) = at.strip_suffix(",nowait").map_or((at, true), |at| (at, false));
+    Ok((GdbServer::listen(at)?, wait))
 }
 
 fn protocol(name: &str) -> anyhow::Result<BootProtocol> {

@@ -1,5 +1,6 @@
 //! [`Machine`]: a virtual machine from power-up to its end.
 
+mod debug;
 #[cfg(test)]
 mod tests;
 
@@ -7,7 +8,7 @@ use crate::acpi;
 use crate::control::{Ask, Control, ControlError, MachineHandle, Request, Status};
 use crate::platform::{MachinePlatform, SerialInput, SerialSides};
 use crate::vcpus::Vcpus;
-use crate::{OnReset, VmSpec, VmmError, engines};
+use crate::{OnReset, VmSpec, VmmError, engines, gdb};
 use ringer_arch::VcpuState;
 use ringer_arch::cpu::CpuModel;
 use ringer_devices::{MachineEvent, MachineEvents};
@@ -45,6 +46,7 @@ pub(crate) enum Message {
     },
     Control(Control),
     Ask(Ask),
+    Debugger(gdb::Ask),
 }
 
 /// Devices' events, onto the machine's channel.
@@ -71,6 +73,7 @@ pub struct Machine {
     started: Instant,
     /// Its owner paused it.
     paused: bool,
+    debugger: debug::Debugger,
 }
 
 impl Machine {
@@ -110,6 +113,7 @@ impl Machine {
             engine: engine.name(),
             started,
             paused: false,
+            debugger: debug::Debugger::default(),
         };
         machine.power_up()?;
         Ok(machine)
@@ -174,6 +178,7 @@ impl Machine {
         self.messages = channel().1;
         let outcome = ended?;
         stopped?;
+        self.debugger.end(outcome);
         Ok(outcome)
     }
 
@@ -200,6 +205,11 @@ impl Machine {
                         return Ok(outcome);
                     }
                 }
+                Message::Debugger(ask) => {
+                    if let Some(outcome) = self.serve_debugger(ask)? {
+                        return Ok(outcome);
+                    }
+                }
                 Message::Vcpu { index, run } => match self.vcpus.reap(index, run)? {
                     Some(Exit::TripleFault) if self.spec.on_triple_fault == OnReset::Exit => {
                         return Ok(Outcome::TripleFault);
@@ -209,7 +219,8 @@ impl Machine {
                         let why = self.vcpus.failure(index);
                         return Err(VmmError::Failed { engine: self.engine, index, why });
                     }
-                    _ => {}
+                    Some(Exit::Debug(stop)) => self.debug_stop(index, stop)?,
+                    Some(Exit::Stopped) | None => {}
                 },
             }
         }
@@ -261,7 +272,7 @@ impl Machine {
         self.vcpus.stop()?;
         let instructions = self.stats().iter().map(|s| s.instructions).sum();
         if running {
-            self.vcpus.start()?;
+            self.start()?;
         }
         Ok(Status {
             paused: self.paused,
@@ -296,7 +307,7 @@ impl Machine {
             self.engine = engine.name();
         }
         if running {
-            self.vcpus.start()?;
+            self.start()?;
         }
         Ok(changed.map_err(|e| ControlError::refused(old, &e)))
     }
@@ -308,11 +319,11 @@ impl Machine {
     }
 
     fn resume(&mut self) -> Result<(), VmmError> {
-        if self.vcpus.running() {
+        if self.vcpus.running() || self.debugger.holds() {
             return Ok(());
         }
         self.platform.resume();
-        self.vcpus.start()
+        self.start()
     }
 
     /// Everything as at power-up, then on.

@@ -3,7 +3,7 @@
 use crate::VmmError;
 use crate::machine::Message;
 use ringer_arch::VcpuState;
-use ringer_engine::{CpuIo, Exit, Stats, StopToken, Vcpu, Vm};
+use ringer_engine::{CpuIo, DebugStop, EngineError, Exit, Stats, StopToken, Vcpu, Vm};
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::thread::JoinHandle;
@@ -84,15 +84,48 @@ impl Vcpus {
         Ok(())
     }
 
+    /// Processor `index`, if it does not run.
+    pub(crate) fn parked(&mut self, index: u32) -> Option<&mut dyn Vcpu> {
+        match self.slots.get_mut(index as usize) {
+            Some((_, Slot::Parked(vcpu) | Slot::Ended(vcpu, _))) => Some(vcpu.as_mut()),
+            _ => None,
+        }
+    }
+
+    /// Does something to each. None may run.
+    pub(crate) fn each(
+        &mut self,
+        mut f: impl FnMut(u32, &mut dyn Vcpu) -> Result<(), EngineError>,
+    ) -> Result<(), VmmError> {
+        for index in 0..self.slots.len() as u32 {
+            f(index, self.parked(index).ok_or(VmmError::Panicked(index))?)?;
+        }
+        Ok(())
+    }
+
+    /// Forgets of those that ended by themselves, while all were being stopped, what the debugger need not know of any more: `keep` says
+    /// whether it must.
+    pub(crate) fn forget(&mut self, keep: impl Fn(&dyn Vcpu, DebugStop) -> bool) {
+        for (_, slot) in &mut self.slots {
+            *slot = match std::mem::replace(slot, Slot::Lost) {
+                Slot::Ended(vcpu, Exit::Debug(stop)) if !keep(vcpu.as_ref(), stop) => Slot::Parked(vcpu),
+                other => other,
+            };
+        }
+    }
+
     /// Whether any has a thread.
     pub(crate) fn running(&self) -> bool {
         self.slots.iter().any(|(_, s)| matches!(s, Slot::Running(_)))
     }
 
-    /// Gives each a thread.
-    pub(crate) fn start(&mut self) -> Result<(), VmmError> {
+    /// Gives each that `which` is true of a thread.
+    pub(crate) fn start(&mut self, which: impl Fn(u32) -> bool) -> Result<(), VmmError> {
         self.run += 1;
         for (index, (stop, slot)) in (0u32..).zip(&mut self.slots) {
+            if !which(index) {
+                continue;
+            }
             stop.take(StopToken::STOP);
             let done = Done { sender: self.sender.clone(), index, run: self.run };
             let mut vcpu = match std::mem::replace(slot, Slot::Lost) {
