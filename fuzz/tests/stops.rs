@@ -112,7 +112,13 @@ fn stops(name: &str, code: &[u8], handler: &[u8], change: impl FnOnce(&mut VcpuS
     let memory = GuestMemory::new(4 << 20).unwrap();
     fill(&memory, code, handler);
     let model = Arc::new(ringer_engine_soft::host_model().unwrap());
-    let params = VmParams { memory, cpu: model, vcpus: 1, started: std::time::Instant::now() };
+    let params = VmParams {
+        memory,
+        cpu: model,
+        vcpus: 1,
+        code_limit: ringer_engine::CODE_LIMIT,
+        started: std::time::Instant::now(),
+    };
     let vm = InterpreterEngine.create_vm(params).unwrap();
     let stop = StopToken::new();
     let (at_work, started) = channel();

@@ -126,6 +126,7 @@ impl Interp {
             memory: memory.clone(),
             cpu: model.clone(),
             vcpus: 1,
+            code_limit: ringer_engine::CODE_LIMIT,
             started: std::time::Instant::now(),
         };
         let mut cpu = Cpu::new(&params, 0, Arc::new(NoMachine), StopToken::new())?;

@@ -73,7 +73,13 @@ fn run(engine: &dyn Engine) -> Result<f64, String> {
     let cpu = Arc::new(crate::host_model().map_err(|e| text(&e))?);
     let stop = StopToken::new();
     let io = Arc::new(Bare(stop.clone()));
-    let params = VmParams { memory, cpu: cpu.clone(), vcpus: 1, started: Instant::now() };
+    let params = VmParams {
+        memory,
+        cpu: cpu.clone(),
+        vcpus: 1,
+        code_limit: ringer_engine::CODE_LIMIT,
+        started: Instant::now(),
+    };
     let vm = engine.create_vm(params).map_err(|e| text(&e))?;
     let mut vcpu = vm.create_vcpu(0, io, stop).map_err(|e| text(&e))?;
     vcpu.set_state(&long_mode(&cpu)).map_err(|e| text(&e))?;

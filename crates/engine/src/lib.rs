@@ -17,4 +17,4 @@ pub use debug::{DebugRequest, DebugStop, WatchKind, Watchpoint};
 pub use irq::IrqChip;
 pub use stop::{Kicked, StopToken};
 pub use vcpu::{Exit, Stats, Step, Until, Vcpu};
-pub use vm::{Engine, EngineError, Needs, Probe, Vm, VmParams};
+pub use vm::{CODE_LIMIT, Engine, EngineError, Needs, Probe, Vm, VmParams};

@@ -48,6 +48,9 @@ pub enum Probe {
     Missing(String),
 }
 
+/// [`VmParams::code_limit`] where nobody says otherwise.
+pub const CODE_LIMIT: u64 = 64 << 20;
+
 /// What a machine's engine is created from. Fixed for the life of the machine.
 #[derive(Clone, Debug)]
 pub struct VmParams {
@@ -57,6 +60,9 @@ pub struct VmParams {
     pub cpu: Arc<CpuModel>,
     /// How many processors, at least 1.
     pub vcpus: u32,
+    /// What the code that the engine makes or decodes of the guest's may take, with all tables that belong to it, in bytes, for all
+    /// processors together. An engine that makes none has no use for it; one may need some megabytes for each processor and then takes those.
+    pub code_limit: u64,
     /// Host time at which the machine was started, for [`Stats::first_user_ns`](crate::Stats::first_user_ns).
     pub started: std::time::Instant,
 }

@@ -75,6 +75,9 @@ pub struct RunArgs {
     /// Engine: auto, or a name that `ringer engines` lists
     #[arg(long, value_name = "NAME", default_value = "auto")]
     pub engine: String,
+    /// Memory for translated code and all that belongs to it, at least 4M for each processor [default: 64M, or what they need]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub code_memory: Option<u64>,
     /// Boot protocol: auto, pvh, linux64, linux32, multiboot or sector
     #[arg(long, value_name = "NAME", default_value = "auto")]
     pub boot: String,

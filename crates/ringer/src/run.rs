@@ -55,6 +55,7 @@ pub fn run(args: &RunArgs, started: Instant) -> anyhow::Result<ExitCode> {
     }
     spec.cpu.clone_from(&args.cpu);
     spec.engine.clone_from(&args.engine);
+    spec.code_memory = args.code_memory;
     if args.engine.starts_with("lockstep") {
         // Two engines would draw different numbers.
         spec.cpu.push_str(",-rdrand,-rdseed");

@@ -53,6 +53,15 @@ fn elf(machine: u16) -> Vec<u8> {
 }
 
 #[test]
+fn code_memory() {
+    for (size, cpus) in [("3M", "1"), ("2G", "1"), ("7M", "2")] {
+        let args = ["run", "--code-memory", size, "--cpus", cpus, "--kernel", "k"];
+        fails(&args, ERROR, &[size, cpus, "choose", "1G"]);
+    }
+    fails(&["run", "--code-memory", "much"], USAGE, &["much", "--code-memory"]);
+}
+
+#[test]
 fn processors() {
     for n in ["0", "255", "4096"] {
         fails(&["run", "--cpus", n, "--kernel", "k"], ERROR, &[n, "1 to 254"]);

@@ -94,7 +94,13 @@ impl Machine {
         let kernel = Kernel::open(&spec.kernel)?;
         let initrd = open_initrd(&spec)?;
         let memory = GuestMemory::new(spec.memory)?;
-        let params = VmParams { memory: memory.clone(), cpu: Arc::clone(&cpu), vcpus: spec.cpus, started };
+        let params = VmParams {
+            memory: memory.clone(),
+            cpu: Arc::clone(&cpu),
+            vcpus: spec.cpus,
+            code_limit: spec.code_limit(),
+            started,
+        };
         let vm = engine.create_vm(params)?;
         let (sender, messages) = channel();
         let events = Arc::new(Events(Mutex::new(sender.clone())));
@@ -293,6 +299,7 @@ impl Machine {
             memory: self.memory.clone(),
             cpu: Arc::clone(&self.cpu),
             vcpus: self.spec.cpus,
+            code_limit: self.spec.code_limit(),
             started: self.started,
         };
         // All that can be refused without holding up the guest is.

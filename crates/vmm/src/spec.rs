@@ -1,5 +1,6 @@
 //! [`VmSpec`]: what a machine is made from, checked before anything is.
 
+use ringer_engine::CODE_LIMIT;
 use ringer_image::boot::BootProtocol;
 use std::path::PathBuf;
 use thiserror::Error;
@@ -10,6 +11,11 @@ pub const MAX_CPUS: u32 = 254;
 pub const DEFAULT_MEMORY: u64 = 512 << 20;
 /// The least guest RAM.
 pub const MIN_MEMORY: u64 = 1 << 20;
+
+/// The least that a processor's translated code takes, with its tables.
+pub const LEAST_CODE: u64 = 4 << 20;
+/// The most that those of all processors can take: as far as jumps reach in it.
+pub const MOST_CODE: u64 = 1 << 30;
 
 /// What happens when the guest resets the machine.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -42,6 +48,9 @@ pub struct VmSpec {
     pub cpu: String,
     /// The engine's name, or `auto`.
     pub engine: String,
+    /// What an engine may take for the code that it makes of the guest's, with its tables, in bytes: [`LEAST_CODE`] for each
+    /// processor to [`MOST_CODE`]. None: [`CODE_LIMIT`](ringer_engine::CODE_LIMIT), or what so many processors need.
+    pub code_memory: Option<u64>,
     /// What a reset by the guest does.
     pub on_reset: OnReset,
     /// What a triple fault does, which resets a real machine.
@@ -62,9 +71,16 @@ impl VmSpec {
             cmdline: String::new(),
             cpu: "host".to_owned(),
             engine: "auto".to_owned(),
+            code_memory: None,
             on_reset: OnReset::Restart,
             on_triple_fault: OnReset::Exit,
         }
+    }
+
+    /// [`VmParams::code_limit`](ringer_engine::VmParams::code_limit) of the machine.
+    #[must_use]
+    pub fn code_limit(&self) -> u64 {
+        self.code_memory.unwrap_or((LEAST_CODE * u64::from(self.cpus)).max(CODE_LIMIT))
     }
 
     /// Checks what can be checked without making anything.
@@ -81,6 +97,12 @@ impl VmSpec {
         }
         if self.memory < MIN_MEMORY || !self.memory.is_multiple_of(4096) {
             return Err(SpecError::Memory(self.memory));
+        }
+        if let Some(asked) = self.code_memory {
+            let least = LEAST_CODE * u64::from(self.cpus);
+            if !(least..=MOST_CODE).contains(&asked) {
+                return Err(SpecError::CodeMemory { asked, cpus: self.cpus, least });
+            }
         }
         if self.memory > host {
             return Err(SpecError::HostMemory { asked: self.memory, host });
@@ -111,6 +133,21 @@ pub enum SpecError {
         asked: u64,
         /// The host's.
         host: u64,
+    },
+    /// Too little room for translated code, or more than can be used.
+    #[error(
+        "translated code cannot have {} of memory with {cpus} processor(s): choose {} to {}",
+        show_size(*.asked),
+        show_size(*.least),
+        show_size(MOST_CODE)
+    )]
+    CodeMemory {
+        /// What was asked for, in bytes.
+        asked: u64,
+        /// Processors.
+        cpus: u32,
+        /// What they need.
+        least: u64,
     },
     /// Text that is no size.
     #[error("{0:?} is not a size: write a number and K, M, G or T, as in 512M")]
@@ -203,6 +240,15 @@ mod tests {
             let spec = VmSpec { memory, ..good.clone() };
             assert_eq!(spec.check_on(host), Err(SpecError::Memory(memory)));
         }
+        for asked in [0, (4 << 20) - 1, (1 << 30) + 1, u64::MAX] {
+            let spec = VmSpec { code_memory: Some(asked), ..good.clone() };
+            assert!(matches!(spec.check_on(host), Err(SpecError::CodeMemory { .. })), "{asked}");
+        }
+        let spec = VmSpec { cpus: 3, code_memory: Some(8 << 20), ..good.clone() };
+        let e = spec.check_on(host).unwrap_err().to_string();
+        assert_eq!(e, "translated code cannot have 8M of memory with 3 processor(s): choose 12M to 1G");
+        assert_eq!(good.code_limit(), 64 << 20);
+        assert_eq!(VmSpec { cpus: MAX_CPUS, ..good.clone() }.code_limit(), u64::from(MAX_CPUS) << 22);
         let spec = VmSpec { memory: 9 << 30, ..good };
         let e = spec.check_on(host).unwrap_err().to_string();
         assert_eq!(e, "9G of memory is more than the host has (8G): choose less");

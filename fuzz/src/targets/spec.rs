@@ -9,6 +9,7 @@ pub fn spec(data: &[u8]) {
     let mut spec = VmSpec::new("kernel".into());
     spec.cpus = input.u32();
     spec.memory = input.u64();
+    spec.code_memory = Some(input.u64()).filter(|n| n & 1 == 0);
     let _refused = spec.check();
     assert!(!show_size(spec.memory).is_empty());
     let text = String::from_utf8_lossy(input.0).into_owned();

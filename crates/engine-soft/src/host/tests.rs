@@ -61,7 +61,13 @@ const CODE: u64 = 0x1000;
 fn cpu() -> Cpu {
     let model = Arc::new(crate::host_model().unwrap());
     let memory = GuestMemory::new(RAM).unwrap();
-    let params = VmParams { memory, cpu: model, vcpus: 1, started: Instant::now() };
+    let params = VmParams {
+        memory,
+        cpu: model,
+        vcpus: 1,
+        code_limit: ringer_engine::CODE_LIMIT,
+        started: Instant::now(),
+    };
     let mut c = Cpu::new(&params, 0, Arc::new(NoMachine), StopToken::new()).unwrap();
     c.cr0 = cr0::PE | cr0::ET | cr0::NE;
     c.cr4 = cr4::PAE | cr4::OSFXSR | cr4::OSXMMEXCPT | cr4::OSXSAVE;

@@ -122,7 +122,13 @@ pub(crate) fn reset_with(vendor: Vendor, io: FakeIo) -> (Cpu, Arc<FakeIo>) {
     let h = host(vendor);
     let model = CpuModel::named("x86-64-v3,+la57", &h, &FeatureSet::software(&h)).unwrap();
     let memory = GuestMemory::new(2 << 20).unwrap();
-    let params = VmParams { memory, cpu: Arc::new(model), vcpus: 1, started: Instant::now() };
+    let params = VmParams {
+        memory,
+        cpu: Arc::new(model),
+        vcpus: 1,
+        code_limit: ringer_engine::CODE_LIMIT,
+        started: Instant::now(),
+    };
     let stop = io.stop.clone().unwrap_or_default();
     let io = Arc::new(io);
     (Cpu::new(&params, 0, io.clone(), stop).unwrap(), io)

@@ -8,10 +8,8 @@ use ringer_engine::{CpuIo, Engine, EngineError, Probe, StopToken, Vcpu, Vm, VmPa
 use ringer_memory::CodeWatch;
 use std::sync::{Arc, Weak};
 
-/// What the code and tables of all processors of a machine may take together, in bytes.
-const LIMIT: usize = 64 << 20;
-/// A processor gets no less than this.
-const LEAST: usize = 4 << 20;
+/// A processor gets no less than this, in bytes.
+const LEAST: u64 = 4 << 20;
 
 /// The translator: runs on any x86-64 Linux host.
 #[derive(Clone, Copy, Debug, Default)]
@@ -51,7 +49,8 @@ impl Vm for TranslatorVm {
         self.shared.register(index, stop.clone());
         let cpu = Cpu::new(&self.params, index, io, stop).map_err(fail)?;
         let interp = Interpreter::new(cpu, self.shared.clone(), self.params.started);
-        let limit = (LIMIT / self.params.vcpus.max(1) as usize).max(LEAST);
+        let limit = (self.params.code_limit / u64::from(self.params.vcpus.max(1))).max(LEAST);
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
         Ok(Box::new(Translator::new(interp, limit).map_err(fail)?))
     }
 }
