@@ -85,10 +85,10 @@ pub struct Ops(Box<[Op]>);
 impl Ops {
     /// Closes `ops` with an op whose handler is `last`.
     #[must_use]
-    pub fn new(mut ops: Vec<Op>, mut closing: Op) -> Ops {
+    pub fn new(ops: Vec<Op>, mut closing: Op) -> Ops {
         closing.handler = last;
-        ops.push(closing);
-        Ops(ops.into_boxed_slice())
+        // One allocation of the right size, where shrinking a larger one leaves holes.
+        Ops(ops.into_iter().chain([closing]).collect())
     }
 
     /// Guest instructions among them.

@@ -31,6 +31,15 @@ impl Hasher for IntHasher {
     fn write_u8(&mut self, v: u8) {
         self.write_u64(u64::from(v));
     }
+    fn write_u16(&mut self, v: u16) {
+        self.write_u64(u64::from(v));
+    }
+    fn write_u32(&mut self, v: u32) {
+        self.write_u64(u64::from(v));
+    }
+    fn write_usize(&mut self, v: usize) {
+        self.write_u64(v as u64);
+    }
 }
 
 /// A map with keys of integers.

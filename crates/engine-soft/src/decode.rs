@@ -27,6 +27,8 @@ pub struct How {
     pub limit: usize,
 }
 
+/// Ops that there is room for at first.
+const USUAL_OPS: usize = 20;
 /// The longest instruction.
 const MAX_INSN: usize = 15;
 
@@ -35,7 +37,7 @@ const MAX_INSN: usize = 15;
 pub fn decode(bytes: &[u8], how: How) -> Decoded {
     let options = if how.amd { DecoderOptions::AMD } else { DecoderOptions::NONE };
     let mut decoder = Decoder::with_ip(how.bits, bytes, 0, options);
-    let mut ops: Vec<Op> = Vec::new();
+    let mut ops: Vec<Op> = Vec::with_capacity(USUAL_OPS);
     let mut len = 0;
     let mut accesses = 0;
     let mut insn = Instruction::default();

@@ -292,6 +292,11 @@ impl Mmu {
         version.wrapping_sub(w.version) >= OFTEN
     }
 
+    /// Whatever was written to code so far does not tell what the guest is about to do.
+    pub fn forget_changes(&mut self) {
+        self.watched_code.fill(WatchedCode::default());
+    }
+
     /// Entries of the table in force, for translated code.
     #[must_use]
     pub fn table(&self) -> *const Entry {

@@ -19,6 +19,7 @@ mod xsave;
 #[cfg(test)]
 mod tests;
 
+use crate::cache::Map;
 use crate::cpu::{Cpu, R};
 use crate::mmu::Acc;
 use crate::operand::{address_size, mask};
@@ -30,7 +31,6 @@ use ringer_arch::cpu::Feature;
 use ringer_arch::exception::vector;
 use ringer_arch::regs::cr4;
 use std::cell::Cell;
-use std::collections::HashMap;
 
 pub use code::{cpuid, random_u64 as random};
 pub use hot::select;
@@ -90,7 +90,7 @@ pub struct HostOp {
 /// One processor's stubs.
 pub struct Host {
     area: CodeArea,
-    map: HashMap<Instruction, u32>,
+    map: Map<Instruction, u32>,
     entries: Vec<Entry>,
     generation: u32,
     /// Code and data segment selectors of the last x87 instruction, which the 64-bit XSAVE formats have no room for.
@@ -105,7 +105,7 @@ impl Host {
     pub fn new() -> std::io::Result<Host> {
         Ok(Host {
             area: CodeArea::new()?,
-            map: HashMap::new(),
+            map: Map::default(),
             entries: Vec::new(),
             generation: 1,
             selectors: x87::Selectors::default(),

@@ -139,6 +139,7 @@ fn apply(cpu: &mut Cpu, s: &VcpuState) {
     cpu.triple_fault = false;
     cpu.set_rflags(s.rflags);
     cpu.mmu.flush_all();
+    cpu.mmu.forget_changes();
     cpu.update_mode();
 }
 

@@ -714,7 +714,9 @@ impl Vcpu for Translator {
 
     fn set_state(&mut self, s: &VcpuState) -> Result<(), EngineError> {
         self.interp.set_state(s)?;
-        self.clear();
+        // What is translated stays: it is found by what memory holds, and by generations that have not passed.
+        self.pending = None;
+        self.young.clear();
         Ok(())
     }
 
