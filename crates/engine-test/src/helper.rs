@@ -3,24 +3,28 @@
 use crate::io::TestIo;
 use ringer_difftest::rng::Rng;
 use ringer_engine::StopToken;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{JoinHandle, Thread};
 use std::time::Duration;
 
-const IDLE: u32 = 0;
-const HALT: u32 = 1;
-const INTERRUPT: u32 = 2;
-const QUIT: u32 = 3;
-
-/// How often the watchdog looks: a program that two looks find running is stopped.
+/// How often the watchdog looks.
 const LOOK: Duration = Duration::from_millis(15);
+/// A program that has had a processor for longer than this is stopped.
+const LONG: Duration = Duration::from_millis(15);
+
+/// Who is to be helped, and how.
+struct Target {
+    help: Help,
+    stop: StopToken,
+    io: Arc<TestIo>,
+}
 
 struct Shared {
-    mode: AtomicU32,
-    /// What the thread does now.
-    now: AtomicU32,
-    target: Mutex<Option<(StopToken, Arc<TestIo>)>>,
+    quit: AtomicBool,
+    /// Held while something is raised: nothing more is once it is empty.
+    target: Mutex<Option<Target>>,
     /// Odd while a program runs.
     runs: AtomicU64,
     running: Mutex<Option<StopToken>>,
@@ -43,23 +47,28 @@ pub enum Help {
     Interrupt,
 }
 
+fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Helper {
-    /// Starts the threads.
+    /// Starts the threads. They watch the thread that calls this.
     ///
     /// # Errors
     /// The host's.
     pub fn new() -> std::io::Result<Helper> {
         let shared = Arc::new(Shared {
-            mode: AtomicU32::new(IDLE),
-            now: AtomicU32::new(IDLE),
+            quit: AtomicBool::new(false),
             target: Mutex::new(None),
             runs: AtomicU64::new(0),
             running: Mutex::new(None),
         });
         let (a, b) = (shared.clone(), shared.clone());
+        let worker = std::fs::read_link("/proc/thread-self")?;
+        let times = PathBuf::from("/proc").join(worker).join("schedstat");
         let threads = vec![
             std::thread::Builder::new().name("helper".into()).spawn(move || help(&a))?,
-            std::thread::Builder::new().name("watchdog".into()).spawn(move || watch(&b))?,
+            std::thread::Builder::new().name("watchdog".into()).spawn(move || watch(&b, &times))?,
         ];
         Ok(Helper { shared, threads })
     }
@@ -68,27 +77,18 @@ impl Helper {
         self.threads[0].thread()
     }
 
-    fn set(&self, mode: u32) {
-        self.shared.mode.store(mode, Ordering::SeqCst);
-        self.thread().unpark();
-    }
-
     /// Runs `f` with help for the processor of `stop`. When it is over, nothing more is raised.
     pub fn during<T>(&self, help: Help, stop: &StopToken, io: &Arc<TestIo>, f: impl FnOnce() -> T) -> T {
         if help != Help::Watch {
-            *self.shared.target.lock().unwrap_or_else(PoisonError::into_inner) =
-                Some((stop.clone(), io.clone()));
-            self.set(if help == Help::Halt { HALT } else { INTERRUPT });
+            *lock(&self.shared.target) = Some(Target { help, stop: stop.clone(), io: io.clone() });
+            self.thread().unpark();
         }
-        *self.shared.running.lock().unwrap_or_else(PoisonError::into_inner) = Some(stop.clone());
+        *lock(&self.shared.running) = Some(stop.clone());
         self.shared.runs.fetch_add(1, Ordering::SeqCst);
         let out = f();
         self.shared.runs.fetch_add(1, Ordering::SeqCst);
         if help != Help::Watch {
-            self.set(IDLE);
-            while self.shared.now.load(Ordering::SeqCst) != IDLE {
-                std::thread::yield_now();
-            }
+            *lock(&self.shared.target) = None;
         }
         out
     }
@@ -96,7 +96,7 @@ impl Helper {
 
 impl Drop for Helper {
     fn drop(&mut self) {
-        self.set(QUIT);
+        self.shared.quit.store(true, Ordering::SeqCst);
         for t in self.threads.drain(..) {
             t.thread().unpark();
             let _panicked = t.join();
@@ -106,45 +106,50 @@ impl Drop for Helper {
 
 fn help(s: &Shared) {
     let mut r = Rng::new(1, 1);
-    loop {
-        let mode = s.mode.load(Ordering::SeqCst);
-        // The order with the loads in `during`: it sees IDLE here only after it was seen there.
-        s.now.store(mode, Ordering::SeqCst);
-        if s.mode.load(Ordering::SeqCst) != mode {
-            continue;
-        }
-        match mode {
-            QUIT => return,
-            IDLE => std::thread::park(),
-            _ => {
-                let target = s.target.lock().unwrap_or_else(PoisonError::into_inner).clone();
-                let Some((stop, io)) = target else { continue };
-                if mode == HALT {
-                    std::thread::sleep(Duration::from_micros(20));
-                    stop.raise(StopToken::STOP);
-                } else {
-                    for _ in 0..r.below(400) {
-                        std::hint::spin_loop();
-                    }
-                    io.interrupt();
+    while !s.quit.load(Ordering::SeqCst) {
+        let help = lock(&s.target).as_ref().map(|t| t.help);
+        match help {
+            None | Some(Help::Watch) => std::thread::park(),
+            Some(Help::Halt) => std::thread::sleep(Duration::from_micros(20)),
+            Some(Help::Interrupt) => {
+                for _ in 0..r.below(400) {
+                    std::hint::spin_loop();
                 }
+            }
+        }
+        if let Some(t) = &*lock(&s.target) {
+            match t.help {
+                Help::Watch => {}
+                Help::Halt => t.stop.raise(StopToken::STOP),
+                Help::Interrupt => t.io.interrupt(),
             }
         }
     }
 }
 
-fn watch(s: &Shared) {
-    let mut last = 0;
-    let mut looks = 0;
-    while s.mode.load(Ordering::SeqCst) != QUIT {
+fn watch(s: &Shared, times: &Path) {
+    // The program that was running when the watchdog last looked, and what its thread had run for then.
+    let (mut last, mut since) = (0, Duration::ZERO);
+    while !s.quit.load(Ordering::SeqCst) {
         std::thread::park_timeout(LOOK);
         let now = s.runs.load(Ordering::SeqCst);
-        looks = if now == last && now & 1 == 1 { looks + 1 } else { 0 };
-        last = now;
-        if looks >= 1
-            && let Some(stop) = &*s.running.lock().unwrap_or_else(PoisonError::into_inner)
+        if now & 1 == 0 {
+            continue;
+        }
+        let had = on_cpu(times);
+        if now != last {
+            (last, since) = (now, had);
+        } else if had.saturating_sub(since) > LONG
+            && let Some(stop) = &*lock(&s.running)
         {
             stop.raise(StopToken::STOP);
         }
     }
+}
+
+/// How long a thread has had a processor, from its `schedstat` in /proc (Linux, Documentation/scheduler/sched-stats.rst). Time that
+/// passed says little on a host that has other things to do.
+fn on_cpu(times: &Path) -> Duration {
+    let text = std::fs::read_to_string(times).unwrap_or_default();
+    Duration::from_nanos(text.split(' ').next().and_then(|ns| ns.parse().ok()).unwrap_or(0))
 }

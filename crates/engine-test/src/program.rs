@@ -2,6 +2,7 @@
 
 use crate::layout as l;
 use ringer_arch::VcpuState;
+use std::sync::Arc;
 
 /// An instruction of a program, which can be dropped: replaced by NOPs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -34,7 +35,7 @@ pub struct Program {
     /// Instructions, in the order in which they were made.
     pub insns: Vec<Insn>,
     /// What else is written to RAM first: guest-physical address and bytes.
-    pub patches: Vec<(u64, Vec<u8>)>,
+    pub patches: Vec<(u64, Arc<[u8]>)>,
     /// Linear address of the code window.
     pub base: u64,
     /// Bits of the code.

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Programs that one pair of machines runs before it is made anew.
-pub const BATCH: u64 = 1024;
+pub const BATCH: u64 = 4096;
 
 /// What to run.
 #[derive(Clone, Debug)]

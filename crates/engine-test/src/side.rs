@@ -31,6 +31,9 @@ pub struct Outcome {
     pub instructions: u64,
 }
 
+/// What translated code may take: little, so that programs find it full now and then.
+const CODE_LIMIT: u64 = 4 << 20;
+
 /// One engine with its machine.
 pub struct Side {
     memory: GuestMemory,
@@ -59,6 +62,7 @@ impl Side {
             memory: memory.clone(),
             cpu: model.clone(),
             vcpus: 1,
+            code_limit: CODE_LIMIT,
             started: std::time::Instant::now(),
         };
         let vm = engine.create_vm(params)?;
@@ -89,18 +93,22 @@ impl Side {
             let at = (page * l::PAGE) as usize;
             self.memory.write(page * l::PAGE, &self.image[at..at + l::PAGE as usize])?;
         }
-        let _restored = self.memory.take_dirty();
-        let memory = &self.memory;
+        self.stale.fill(0);
+        let (memory, stale) = (&self.memory, &mut self.stale);
         let mut done = Ok(());
-        p.writes(|gpa, bytes| {
-            if let Err(e) = memory.write(gpa, bytes) {
-                done = Err(e);
+        p.writes(|gpa, bytes| match memory.write(gpa, bytes) {
+            Ok(()) => {
+                for page in gpa / l::PAGE..(gpa + bytes.len() as u64).div_ceil(l::PAGE) {
+                    stale[page as usize / 64] |= 1 << (page % 64);
+                }
             }
+            Err(e) => done = Err(e),
         });
         done?;
-        self.stale = self.take_dirty();
+        let _loaded = self.take_dirty();
         self.io.reset();
-        self.stop.take(u32::MAX);
+        // What engines ask of themselves (to drop code that was written over just now) stays.
+        self.stop.take(StopToken::STOP | StopToken::ATTENTION);
         self.vcpu.set_state(&p.state).context("the engine refuses a program's state")
     }
 

@@ -4,6 +4,7 @@ use super::Gen;
 use crate::layout as l;
 use crate::program::Insn;
 use iced_x86::Instruction;
+use std::sync::Arc;
 
 /// A place in the code whose branch displacement is to be filled in: offset of the field, and its size.
 #[derive(Clone, Copy)]
@@ -117,8 +118,8 @@ impl Gen<'_> {
     }
 
     /// Puts bytes into RAM before the program runs.
-    pub(super) fn patch(&mut self, gpa: u64, bytes: Vec<u8>) {
-        self.p.patches.push((gpa, bytes));
+    pub(super) fn patch(&mut self, gpa: u64, bytes: impl Into<Arc<[u8]>>) {
+        self.p.patches.push((gpa, bytes.into()));
     }
 
     /// Puts bytes into the scratch page at linear address `lin`.

@@ -55,7 +55,7 @@ pub struct Pool {
     /// Vector states.
     pub vectors: Vec<Box<[u8; XSAVE_LEN]>>,
     /// Pages of data.
-    pub pages: Vec<Vec<u8>>,
+    pub pages: Vec<Arc<[u8]>>,
     /// The exceptions' part of the IDT without and with a stack of their own.
     pub idts: [Vec<u8>; 2],
     /// Decoder options.
@@ -79,7 +79,7 @@ impl Pool {
             for part in page.chunks_mut(256) {
                 values::memory(&mut r, part);
             }
-            page
+            Arc::from(page)
         });
         let pages = pages.collect();
         let idt = |ist| {
