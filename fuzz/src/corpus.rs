@@ -6,6 +6,7 @@ use ringer_image::samples;
 pub(crate) fn seeds(target: &str) -> Vec<Vec<u8>> {
     match target {
         "decode_exec" => code(),
+        "translate_exec" | "smp_exec" => placed(),
         "kernel_load" => samples::all().into_iter().map(|(_, k)| [b"\x03a=b".to_vec(), k].concat()).collect(),
         "unpack" => packed(),
         "deb" => packages(),
@@ -80,6 +81,16 @@ fn code() -> Vec<Vec<u8>> {
             input.extend(body);
             out.push(input);
         }
+    }
+    out
+}
+
+/// The same, at every place, and with random bytes for code.
+fn placed() -> Vec<Vec<u8>> {
+    let mut out = Vec::new();
+    for (n, input) in code().into_iter().enumerate() {
+        let place = (n % 8) as u8 | if n % 3 == 0 { 0x80 } else { 0 };
+        out.push([&[place][..], &input].concat());
     }
     out
 }

@@ -16,8 +16,19 @@ pub fn seeds(name: &str) -> Vec<Vec<u8>> {
 
 /// Runs a target for a while on its seeds, then on mutations of them. `before` sees each input first, so that it is
 /// known if the target does not return. Returns how many inputs were run.
-pub fn run(name: &str, body: Body, seed: u64, time: Duration, mut before: impl FnMut(&[u8])) -> u64 {
+pub fn run(name: &str, body: Body, seed: u64, time: Duration, before: impl FnMut(&[u8])) -> u64 {
     let start = Instant::now();
+    run_until(name, body, seed, || start.elapsed() >= time, before)
+}
+
+/// The same until `done` says so.
+pub fn run_until(
+    name: &str,
+    body: Body,
+    seed: u64,
+    mut done: impl FnMut() -> bool,
+    mut before: impl FnMut(&[u8]),
+) -> u64 {
     let seeds = seeds(name);
     let mut rng = Rng::new(seed);
     let mut count = 0;
@@ -27,7 +38,7 @@ pub fn run(name: &str, body: Body, seed: u64, time: Duration, mut before: impl F
         count += 1;
     };
     seeds.iter().for_each(|s| one(s));
-    while start.elapsed() < time {
+    while !done() {
         let mut input = rng_pick(&mut rng, &seeds);
         for _ in 0..=rng.below(6) {
             mutate(&mut rng, &mut input, &seeds);

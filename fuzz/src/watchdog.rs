@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 /// How often the thread looks: a run is stopped after one to two of these.
 const TICK: Duration = Duration::from_micros(300);
 /// A processor that has not stopped this long after it was told to never will.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 #[derive(Default)]
 struct Watch {

@@ -9,7 +9,7 @@ mod spec;
 
 pub use cpu::cpu_model;
 pub use devices::{acpi, bus, hpet, i8042, ioapic, kvm_pv, lapic, pic, pit, platform, ports, rtc, serial};
-pub use exec::decode_exec;
+pub use exec::{decode_exec, smp_exec, translate_exec};
 pub use files::{cpio, deb, kernel_load, module, unpack};
 pub use paging::page_walk;
 pub use spec::spec;
@@ -20,6 +20,8 @@ pub type Body = fn(&[u8]);
 /// All of them, by name.
 pub const ALL: &[(&str, Body)] = &[
     ("decode_exec", decode_exec),
+    ("translate_exec", translate_exec),
+    ("smp_exec", smp_exec),
     ("lapic", lapic),
     ("ioapic", ioapic),
     ("pic", pic),

@@ -1,6 +1,6 @@
 //! Guest RAM for random code: page tables, descriptor tables, TSS, stacks, and the code itself.
 
-use super::{Plan, Shape, Tables};
+use super::{Place, Plan, RAM, Shape, Tables};
 use crate::input::Rng;
 use ringer_arch::cpu::CpuModel;
 use ringer_memory::GuestMemory;
@@ -24,6 +24,12 @@ const PT32: u64 = 0xc000;
 pub const CODE: u64 = 0x10000;
 pub const CODE_LEN: u64 = 0x4000;
 pub const STACK: u64 = 0x1f000;
+
+/// Bytes of code at the end of RAM, for places that lead there.
+pub const TAIL: u64 = 0x40;
+/// A page that is no RAM, and where it is mapped.
+const DEVICE_PHYS: u64 = 0xfed0_0000;
+pub const DEVICE: u64 = RAM - 0x2000;
 
 /// Selectors in the GDT.
 pub mod selector {
@@ -63,13 +69,25 @@ pub fn fill(memory: &GuestMemory, plan: &mut Plan, code: &[u8], model: &CpuModel
     put(TSS2, &tss(plan)[..0x100]);
     page_tables(plan, model, &put);
     real_mode_vectors(plan, &put);
-    let body: Vec<u8> = if code.is_empty() { vec![0xf4] } else { code.to_vec() };
+    let mut body: Vec<u8> = if code.is_empty() { vec![0xf4] } else { code.to_vec() };
+    if plan.random {
+        body.resize(64 + plan.rng.index(1024), 0);
+        plan.rng.fill(&mut body);
+    }
     let mut text: Vec<u8> = Vec::new();
     text.resize(entry(plan) as usize, 0x90);
     while text.len() < CODE_LEN as usize {
         text.extend(&body);
     }
     put(CODE, &text[..CODE_LEN as usize]);
+    if plan.place == Place::Device {
+        let entry = DEVICE_PHYS | 7;
+        put(PT + DEVICE / 4096 * 8, &entry.to_le_bytes());
+        put(PT32 + DEVICE / 4096 * 4, &(entry as u32).to_le_bytes());
+    } else if plan.place != Place::Usual {
+        let tail = body.len().min(TAIL as usize);
+        put(RAM - TAIL, &body[..tail]);
+    }
     let mut stack = [0; 0x100];
     for c in stack.chunks_mut(8) {
         let v =

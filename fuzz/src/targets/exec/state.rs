@@ -1,7 +1,7 @@
 //! A processor's state for random code: what the mode needs, the rest at random.
 
 use super::memory::{self, selector as s};
-use super::{Plan, Shape, Tables};
+use super::{Place, Plan, RAM, Shape, Tables};
 use crate::input::Rng;
 use ringer_arch::cpu::CpuModel;
 use ringer_arch::regs::{cr0, cr4, dr, efer, rflags};
@@ -18,6 +18,10 @@ pub fn make(plan: &mut Plan, model: &CpuModel) -> VcpuState {
     if v.seg[sreg::CS].base == 0 {
         v.rip += memory::CODE;
     }
+    let flat = matches!(plan.shape, Shape::Long | Shape::Prot32 | Shape::Compat32);
+    if flat && plan.place != Place::Usual {
+        v.rip = place(plan, &v);
+    }
     v.gdtr = TableReg { base: memory::GDT, limit: memory::GDT_LEN as u16 - 1 };
     let limit = if plan.shape == Shape::Real { 0x3ff } else { 0xfff };
     v.idtr = TableReg { base: if plan.shape == Shape::Real { 0 } else { memory::IDT }, limit };
@@ -33,6 +37,21 @@ pub fn make(plan: &mut Plan, model: &CpuModel) -> VcpuState {
     v.nmi_blocked = plan.rng.one_in(8);
     v.nmi_pending = plan.rng.one_in(16);
     v
+}
+
+/// Where flat code starts. What maps RAM's last page without wild tables maps the last page of any 2 MiB, too.
+fn place(plan: &mut Plan, v: &VcpuState) -> u64 {
+    let before = 1 + plan.rng.below(memory::TAIL);
+    match plan.place {
+        Place::Usual => v.rip,
+        Place::EndOfRam => RAM - before,
+        Place::Device => memory::DEVICE + plan.rng.below(0x1000),
+        Place::EndOfLowerHalf if plan.shape == Shape::Long => {
+            (1 << if v.cr4 & cr4::LA57 != 0 { 56 } else { 47 }) - before
+        }
+        _ if plan.shape == Shape::Long => 0u64.wrapping_sub(before),
+        _ => (1 << 32) - before,
+    }
 }
 
 fn control(v: &mut VcpuState, plan: &mut Plan, model: &CpuModel) {
