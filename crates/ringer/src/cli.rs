@@ -1,5 +1,6 @@
 //! What the command line may say.
 
+use crate::control::VmName;
 use clap::{Args, Parser, Subcommand};
 use ringer_vmm::parse_size;
 use std::ffi::OsString;
@@ -41,6 +42,20 @@ pub enum Command {
     Run(Box<RunArgs>),
     /// List the engines, with what each does on this host or why it cannot run
     Engines,
+    /// List the running machines that have a name
+    Ps(PsArgs),
+    /// Say how a running machine does: state, engine, speed, memory
+    Info(InfoArgs),
+    /// Make a running machine stand still; its time does so too
+    Pause(NameArg),
+    /// Let a paused machine go on
+    Resume(NameArg),
+    /// Hand a running machine over to another engine
+    Engine(EngineArgs),
+    /// Press a running machine's power button, and end it if its guest does not power off in time
+    Stop(StopArgs),
+    /// End a running machine at once
+    Kill(NameArg),
     /// Make a guest ahead of time and print where its kernel and initramfs are
     Fetch(FetchArgs),
     /// Ringer's own: restores the terminal if its parent dies
@@ -81,6 +96,9 @@ pub struct RunArgs {
     /// Boot protocol: auto, pvh, linux64, linux32, multiboot or sector
     #[arg(long, value_name = "NAME", default_value = "auto")]
     pub boot: String,
+    /// Name by which ringer ps, info, pause, resume, engine, stop and kill reach the machine [default: none, and they do not]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<VmName>,
     /// What a triple fault does: exit, or reset as on a real machine
     #[arg(long, value_name = "ACTION", default_value = "exit", value_parser = ["exit", "reset"])]
     pub triple_fault: String,
@@ -101,4 +119,48 @@ pub struct FetchArgs {
     /// cloud (what `ringer run` takes), amd64, rt or installer
     #[arg(default_value = "cloud")]
     pub guest: String,
+}
+
+/// A machine.
+#[derive(Debug, Args)]
+pub struct NameArg {
+    /// The machine's name
+    pub name: VmName,
+}
+
+/// `ringer ps`
+#[derive(Debug, Args)]
+pub struct PsArgs {
+    /// For programs: JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `ringer info`
+#[derive(Debug, Args)]
+pub struct InfoArgs {
+    /// The machine's name
+    pub name: VmName,
+    /// For programs: JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `ringer engine`
+#[derive(Debug, Args)]
+pub struct EngineArgs {
+    /// The machine's name
+    pub name: VmName,
+    /// The engine, by a name that `ringer engines` lists
+    pub engine: String,
+}
+
+/// `ringer stop`
+#[derive(Debug, Args)]
+pub struct StopArgs {
+    /// The machine's name
+    pub name: VmName,
+    /// Seconds that the guest has to power off
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(..=86_400))]
+    pub timeout: u64,
 }

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod cli;
+mod control;
 mod engines_table;
 mod escape;
 mod fetch;
@@ -15,8 +16,9 @@ mod watcher;
 
 use clap::Parser;
 use clap::error::ErrorKind;
+use control::commands;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 fn main() -> ExitCode {
     let started = Instant::now();
@@ -28,6 +30,13 @@ fn main() -> ExitCode {
     let done = match args.command {
         cli::Command::Run(args) => run::run(&args, started),
         cli::Command::Engines => engines_table::engines(),
+        cli::Command::Ps(args) => commands::ps(args.json),
+        cli::Command::Info(args) => commands::info(&args.name, args.json),
+        cli::Command::Pause(args) => commands::pause(&args.name),
+        cli::Command::Resume(args) => commands::resume(&args.name),
+        cli::Command::Engine(args) => commands::engine(&args.name, &args.engine),
+        cli::Command::Stop(args) => commands::stop(&args.name, Duration::from_secs(args.timeout)),
+        cli::Command::Kill(args) => commands::kill(&args.name),
         cli::Command::Fetch(args) => fetch::fetch(&args),
         cli::Command::RestoreTerminal => Ok(watcher::watch()),
     };

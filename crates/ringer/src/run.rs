@@ -1,6 +1,7 @@
 //! `ringer run`.
 
 use crate::cli::{self, RunArgs};
+use crate::control::{self, Claim, Controlled};
 use crate::escape::{self, Action, Escape};
 use crate::shared::{Out, Shared, StatusLine, Words};
 use crate::terminal::{self, RawTerminal};
@@ -69,6 +70,7 @@ pub fn run(args: &RunArgs, started: Instant) -> anyhow::Result<ExitCode> {
     let choice = choose(&spec.engine)?;
     cpu_model(&spec.cpu, &choice.engine.needs()?)?;
     let gdb = args.gdb.as_deref().map(listen_for_gdb).transpose()?;
+    let claim = args.name.as_ref().map(Claim::new).transpose()?;
     let ours = find_images(args, &mut spec)?;
     set_session(args, &mut spec, streams, ours)?;
     if args.engine == "auto" {
@@ -82,6 +84,10 @@ pub fn run(args: &RunArgs, started: Instant) -> anyhow::Result<ExitCode> {
         let verb = if wait { "waiting for gdb" } else { "gdb may connect" };
         eprintln!("ringer: {verb}: target remote {}", server.address());
         machine.serve_gdb(server, wait)?;
+    }
+    if let Some(claim) = &claim {
+        let controlled = Controlled { machine: machine.handle(), shared: Arc::clone(&shared), started };
+        control::listen(claim, controlled)?;
     }
     signals::watch(&shared).context("cannot watch for signals")?;
     let raw = streams != Streams::Pipes && terminal::stdin_is_terminal();
@@ -102,7 +108,7 @@ pub fn run(args: &RunArgs, started: Instant) -> anyhow::Result<ExitCode> {
         eprint!(
             "ringer: {} on engine {}\n{}",
             machine.kernel(),
-            choice.engine.name(),
+            machine.engine(),
             stats::report(&machine.stats(), wall)
         );
     }

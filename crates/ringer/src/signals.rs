@@ -22,12 +22,17 @@ pub fn watch(shared: &Arc<Shared>) -> io::Result<()> {
     let shared = Arc::clone(shared);
     std::thread::Builder::new().name("signals".into()).spawn(move || {
         let Some(signal) = signals.forever().next() else { return };
-        let signal = u8::try_from(signal).unwrap_or(0);
-        shared.signal.store(signal, Ordering::Relaxed);
-        shared.stop();
-        std::thread::sleep(PATIENCE);
-        terminal::restore();
-        std::process::exit(i32::from(EXIT_SIGNAL + signal));
+        end(&shared, signal);
     })?;
     Ok(())
+}
+
+/// Ends the machine, with the status of this signal, and this process with it.
+pub fn end(shared: &Shared, signal: i32) -> ! {
+    let signal = u8::try_from(signal).unwrap_or(0);
+    shared.signal.store(signal, Ordering::Relaxed);
+    shared.stop();
+    std::thread::sleep(PATIENCE);
+    terminal::restore();
+    std::process::exit(i32::from(EXIT_SIGNAL + signal));
 }
