@@ -1,15 +1,15 @@
 //! Debian's kernels as they are, with one and two processors, under each software engine, looked at from inside.
 
 use crate::log::complains;
-use crate::support::{Guard, LIMIT, guest, output, run};
+use crate::support::{Guard, LIMIT, Ran, guest, output, run};
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::process::Stdio;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-const MEMORY_MIB: u64 = 600;
-const INSIDE: &str = include_str!("inside.sh");
+pub const MEMORY_MIB: u64 = 600;
+pub const INSIDE: &str = include_str!("inside.sh");
 
 struct Report(BTreeMap<String, Vec<String>>);
 
@@ -49,7 +49,7 @@ impl Report {
     }
 }
 
-fn now_s() -> u64 {
+pub fn now_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
 }
 
@@ -61,8 +61,14 @@ fn kernel(engine: &str, name: &'static str, cpus: usize, release: &str) {
     let memory = format!("{MEMORY_MIB}M");
     let mut command = run(["--engine", engine, "--guest", name, "--cpus", &cpus.to_string()]);
     command.args(["--memory", &memory, "--", "sh", "-c", INSIDE]);
-    let ran = output(command).ended(0);
+    let ran = output(command);
+    judge(ran, cpus, release, before);
+}
+
+/// Judges what [`INSIDE`] said in a machine that was started at `before`.
+pub fn judge(ran: Ran, cpus: usize, release: &str, before: u64) {
     let after = now_s();
+    let ran = ran.ended(0);
     assert_eq!(ran.error(), "");
     let r = Report::new(&ran.text());
 
