@@ -44,6 +44,8 @@ pub enum Probe {
         /// Guest instructions per second of a short loop.
         rate: f64,
     },
+    /// It runs guests, but so slowly that only who asks for it by name shall get it; the figures, in one clause.
+    Slow(String),
     /// It does not, for this reason (one clause).
     Missing(String),
 }
@@ -118,4 +120,13 @@ pub trait Vm: Send + Sync {
         io: Arc<dyn CpuIo>,
         stop: StopToken,
     ) -> Result<Box<dyn Vcpu>, EngineError>;
+    /// Says whether the dirty log ([`GuestMemory::take_dirty`]) must be exact: by default the engine may call more pages written than
+    /// were, where that costs less. Whatever is written while a processor runs is in the log once all have stopped.
+    ///
+    /// # Errors
+    /// [`EngineError::Host`].
+    fn log_writes(&self, on: bool) -> Result<(), EngineError> {
+        let _ = on;
+        Ok(())
+    }
 }

@@ -29,8 +29,9 @@ impl Engine for LockStepEngine {
     fn probe(&self) -> Probe {
         match (self.primary.probe(), self.secondary.probe()) {
             (Probe::Missing(why), _) | (_, Probe::Missing(why)) => Probe::Missing(why),
+            (Probe::Slow(why), _) | (_, Probe::Slow(why)) => Probe::Slow(why),
             // Not its own rate: what a loop takes with two engines and comparisons says nothing.
-            (Probe::Works { rate }, _) => Probe::Works { rate },
+            (Probe::Works { rate }, Probe::Works { .. }) => Probe::Works { rate },
         }
     }
 

@@ -16,6 +16,7 @@ pub fn engines() -> anyhow::Result<ExitCode> {
 fn verdict(engine: &dyn Engine) -> String {
     match engine.probe() {
         Probe::Works { rate } => format!("runs {:.1} million instructions a second", rate / 1e6),
+        Probe::Slow(why) => format!("runs, but only with --engine {}: {why}", engine.name()),
         Probe::Missing(why) => format!("cannot run: {why}"),
     }
 }

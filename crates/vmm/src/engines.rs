@@ -16,7 +16,11 @@ pub struct Choice {
 /// All engines of this build, best first.
 #[must_use]
 pub fn engines() -> Vec<Box<dyn Engine>> {
-    vec![Box::new(ringer_engine_soft::TranslatorEngine), Box::new(ringer_engine_soft::InterpreterEngine)]
+    vec![
+        Box::new(ringer_engine_kvm::KvmEngine),
+        Box::new(ringer_engine_soft::TranslatorEngine),
+        Box::new(ringer_engine_soft::InterpreterEngine),
+    ]
 }
 
 /// The engine called `name`, or, for `auto`, the first that works here.
@@ -61,7 +65,7 @@ fn choose_from(engines: Vec<Box<dyn Engine>>, name: &str) -> Result<Choice, VmmE
                 };
                 return Ok(Choice { engine, why });
             }
-            Probe::Missing(why) => passed.push(format!("not {}: {why}", engine.name())),
+            Probe::Slow(why) | Probe::Missing(why) => passed.push(format!("not {}: {why}", engine.name())),
         }
     }
     Err(VmmError::NoEngine(passed.join("; ")))
