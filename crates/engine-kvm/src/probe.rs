@@ -6,7 +6,9 @@ use ringer_arch::cpu::CpuidDynamic;
 use ringer_arch::cpu::{CpuModel, FeatureSet};
 use ringer_arch::regs::{cr0, cr4, efer};
 use ringer_arch::seg::{Attr, Segment, sreg};
-use ringer_engine::{CpuIo, Engine, EngineError, Exit, Needs, Pending, Probe, StopToken, Vcpu, VmParams};
+use ringer_engine::{
+    CODE_LIMIT, CpuIo, Engine, EngineError, Exit, Needs, Pending, Probe, StopToken, Vcpu, VmParams,
+};
 use ringer_memory::GuestMemory;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -90,7 +92,8 @@ fn rate(needs: &Needs, ring: u8) -> Result<f64, Failure> {
     let cpu = Arc::new(cpu);
     let stop = StopToken::new();
     let io = Arc::new(Bare { tsc_khz: needs.tsc_khz.unwrap_or(1_000_000) as u32 });
-    let params = VmParams { memory, cpu: cpu.clone(), vcpus: 1, started: Instant::now() };
+    let params =
+        VmParams { memory, cpu: cpu.clone(), vcpus: 1, code_limit: CODE_LIMIT, started: Instant::now() };
     let vm = KvmEngine.create_vm(params)?;
     let mut vcpu = vm.create_vcpu(0, io, stop.clone())?;
     vcpu.set_state(&in_ring(&cpu, ring))?;
