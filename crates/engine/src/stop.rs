@@ -65,7 +65,6 @@ impl StopToken {
     /// Has `kick` called by whoever raises a bit that was not raised, after it was, until the answer is dropped: for a processor
     /// that runs where it cannot look at the word, such as in the host's kernel. `kick` must not block, nor use this token. One
     /// kick at a time: a later one takes an earlier one's place.
-    #[must_use]
     pub fn kick_by(&self, kick: impl Fn() + Send + Sync + 'static) -> Kicked {
         *self.0.lock.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(kick));
         self.0.sleepers.fetch_add(1, Ordering::SeqCst);
