@@ -7,6 +7,7 @@ mod clock;
 mod cpu_io;
 mod debug;
 mod irq;
+pub mod states;
 mod stop;
 mod vcpu;
 mod vm;

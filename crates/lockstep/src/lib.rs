@@ -11,7 +11,7 @@
 mod code;
 mod engine;
 mod io;
-pub mod states;
 mod vcpu;
 
 pub use engine::LockStepEngine;
+pub use ringer_engine::states;

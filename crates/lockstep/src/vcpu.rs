@@ -254,6 +254,9 @@ impl Vcpu for LockStep {
     }
 
     fn set_state(&mut self, state: &VcpuState) -> Result<(), EngineError> {
+        // Loading a state reads PDPTEs from RAM.
+        self.copy_ram();
+        self.restore_log();
         self.sides[1].vcpu.set_state(state)?;
         self.sides[0].vcpu.set_state(state)
     }

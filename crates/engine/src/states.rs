@@ -50,8 +50,8 @@ pub fn differences(a: &VcpuState, b: &VcpuState, names: [&str; 2], out: &mut Vec
     text("tables", format!("{:x?} {:x?}", a.gdtr, a.idtr), format!("{:x?} {:x?}", b.gdtr, b.idtr));
     let rest = |s: &VcpuState| {
         format!(
-            "{:?} shadow {} nmi blocked {} pending {}",
-            s.mp_state, s.interrupt_shadow, s.nmi_blocked, s.nmi_pending
+            "{:?} shadow {} nmi blocked {} pending {} debug traps {:#x} unhalt {} PDPTEs {:x?}",
+            s.mp_state, s.interrupt_shadow, s.nmi_blocked, s.nmi_pending, s.pending_debug, s.unhalt, s.pdptes
         )
     };
     text("activity", rest(a), rest(b));
