@@ -4,6 +4,7 @@
 //! compares where two engines left it; [`minimise`] makes what differs small, and [`report`] tells it. [`golden`] has single instructions with their state before and after.
 
 pub mod compare;
+pub mod conformance;
 pub mod engines;
 pub mod r#gen;
 pub mod golden;

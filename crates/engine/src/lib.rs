@@ -4,6 +4,8 @@
 #![forbid(unsafe_code)]
 
 mod clock;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 mod cpu_io;
 mod debug;
 mod irq;
