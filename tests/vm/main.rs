@@ -8,6 +8,7 @@ mod command;
 mod console;
 mod disk;
 mod first_use;
+mod gdb;
 mod handover;
 mod kernels;
 mod log;

@@ -49,12 +49,21 @@ struct Out {
     buf: Vec<u8>,
 }
 
+impl Out {
+    /// Sends a packet past gdbstub.
+    fn packet(&mut self, text: &str) -> io::Result<()> {
+        let sum = text.bytes().fold(0, u8::wrapping_add);
+        self.write_all(format!("${text}#{sum:02x}").as_bytes())?;
+        self.flush()
+    }
+}
+
 impl Connection for Out {
     type Error = io::Error;
 
     fn write(&mut self, byte: u8) -> io::Result<()> {
         self.buf.push(byte);
-        Ok(())
+        if self.buf.len() < PACKET { Ok(()) } else { self.flush() }
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -155,9 +164,11 @@ fn talk(out: Out, guest: &mut Guest, inbox: &Receiver<Event>, taken: &Sender<()>
             Event::Machine(_, why) => stopped(gdb, guest, why),
         };
         match next {
-            Ok(Gdb::Disconnected(gdb)) => {
+            Ok(Gdb::Disconnected(mut gdb)) => {
                 if gdb.get_reason() == DisconnectReason::Kill {
                     guest.kill();
+                    // gdbstub does not answer, and gdb asks by `vKill`, which wants an answer.
+                    let _gone = gdb.borrow_conn().packet("OK");
                 }
                 return End::Left;
             }
@@ -199,10 +210,7 @@ fn stopped<'a>(gdb: State<'a>, guest: &mut Guest, why: Why) -> Result<State<'a>,
 
 /// Shows a text on the debugger's console (gdb manual, "Stop Reply Packets", `O`); only while it waits for the machine.
 fn say(out: &mut Out, text: &str) -> io::Result<()> {
-    let hex: String = text.bytes().map(|b| format!("{b:02x}")).collect();
-    let sum = hex.bytes().fold(b'O', u8::wrapping_add);
-    out.write_all(format!("$O{hex}#{sum:02x}").as_bytes())?;
-    out.flush()
+    out.packet(&text.bytes().fold("O".to_owned(), |hex, b| format!("{hex}{b:02x}")))
 }
 
 /// As the exit status of a process.
