@@ -76,12 +76,42 @@ fn choose_from(engines: Vec<Box<dyn Engine>>, name: &str) -> Result<Choice, VmmE
 /// # Errors
 /// [`VmmError::Cpu`].
 pub fn cpu_model(name: &str, needs: &Needs) -> Result<CpuModel, VmmError> {
-    let host = |leaf, subleaf| {
-        let r = std::arch::x86_64::__cpuid_count(leaf, subleaf);
-        [r.eax, r.ebx, r.ecx, r.edx]
-    };
-    let software = FeatureSet::software(&host);
-    Ok(CpuModel::named(name, &host, &needs.features.unwrap_or(software))?)
+    Ok(CpuModel::named(name, &host_cpuid, &offered(needs))?)
+}
+
+fn host_cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
+    let r = std::arch::x86_64::__cpuid_count(leaf, subleaf);
+    [r.eax, r.ebx, r.ecx, r.edx]
+}
+
+/// What an engine with these needs can offer.
+fn offered(needs: &Needs) -> FeatureSet {
+    needs.features.unwrap_or_else(|| FeatureSet::software(&host_cpuid))
+}
+
+/// Whether `engine` can run a machine that was made for another: processors of `cpu`, a TSC of `tsc_khz`, and hypercalls if the guest
+/// was offered them.
+pub(crate) fn fits(
+    engine: &dyn Engine,
+    cpu: &CpuModel,
+    tsc_khz: u64,
+    hypercalls: bool,
+) -> Result<(), VmmError> {
+    let (needs, name) = (engine.needs()?, engine.name());
+    let missing = cpu.features().difference(offered(&needs));
+    if !missing.is_empty() {
+        return Err(VmmError::Lacks { engine: name, model: cpu.name().to_owned(), missing });
+    }
+    let unfit = |why| Err(VmmError::Unfit { engine: name, why });
+    match needs.tsc_khz {
+        Some(khz) if khz != tsc_khz => {
+            unfit(format!("runs a TSC of {khz} kHz alone, and this machine's has {tsc_khz}"))
+        }
+        _ if needs.no_hypercalls && hypercalls => {
+            unfit("passes no hypercalls on, and this guest was offered them".into())
+        }
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]

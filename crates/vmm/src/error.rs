@@ -2,7 +2,7 @@
 
 use crate::SpecError;
 use crate::acpi::AcpiError;
-use ringer_arch::cpu::CpuModelError;
+use ringer_arch::cpu::{CpuModelError, FeatureSet};
 use ringer_devices::BusError;
 use ringer_engine::EngineError;
 use ringer_image::ImageError;
@@ -61,6 +61,24 @@ pub enum VmmError {
         /// The processor.
         index: u32,
         /// One clause.
+        why: String,
+    },
+    /// An engine lacks a part of a machine's processors.
+    #[error("engine {engine} lacks {missing}, which this machine's processor model {model} has")]
+    Lacks {
+        /// The engine.
+        engine: &'static str,
+        /// The model.
+        model: String,
+        /// The features.
+        missing: FeatureSet,
+    },
+    /// An engine needs another machine.
+    #[error("engine {engine} {why}: only a machine that was started on it can change to it")]
+    Unfit {
+        /// The engine.
+        engine: &'static str,
+        /// What does not fit.
         why: String,
     },
     /// A processor's thread ended by a panic.

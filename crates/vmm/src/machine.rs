@@ -303,9 +303,10 @@ impl Machine {
             started: self.started,
         };
         // All that can be refused without holding up the guest is.
-        let vm = match engine.create_vm(params) {
+        let fits = engines::fits(engine, &self.cpu, self.platform.tsc_khz(), self.platform.hypercalls());
+        let vm = match fits.and_then(|()| Ok(engine.create_vm(params)?)) {
             Ok(vm) => vm,
-            Err(e) => return Ok(Err(ControlError::refused(old, &e.into()))),
+            Err(e) => return Ok(Err(ControlError::refused(old, &e))),
         };
         let running = self.vcpus.running();
         self.vcpus.stop()?;

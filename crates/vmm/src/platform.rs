@@ -60,6 +60,7 @@ pub(crate) struct MachinePlatform {
     platform: Platform,
     stops: Vec<StopToken>,
     inputs: [Option<SerialInput>; 4],
+    hypercalls: bool,
 }
 
 impl MachinePlatform {
@@ -83,7 +84,7 @@ impl MachinePlatform {
         let thread = |source| VmmError::Host { what: "a thread for the timers".to_owned(), source };
         platform.start().map_err(thread)?;
         let inputs = [0, 1, 2, 3].map(|i| platform.serial(i).map(|s| SerialInput(Arc::clone(s))));
-        Ok(MachinePlatform { platform, stops, inputs })
+        Ok(MachinePlatform { platform, stops, inputs, hypercalls: !needs.no_hypercalls })
     }
 
     /// The processors' views of the machine and their tokens, by index.
@@ -99,6 +100,16 @@ impl MachinePlatform {
     /// Machine time in nanoseconds.
     pub(crate) fn machine_ns(&self) -> u64 {
         self.platform.clock().now_ns()
+    }
+
+    /// The guest's TSC frequency.
+    pub(crate) fn tsc_khz(&self) -> u64 {
+        self.platform.clock().tsc_khz()
+    }
+
+    /// Whether the guest was offered hypercalls.
+    pub(crate) fn hypercalls(&self) -> bool {
+        self.hypercalls
     }
 
     pub(crate) fn power_button(&self) {

@@ -1,7 +1,8 @@
 //! Machines under an engine whose processors do what a test says.
 
 use super::*;
-use ringer_engine::{CpuIo, EngineError, Probe, StopToken, Vcpu, Vm};
+use ringer_arch::cpu::Feature;
+use ringer_engine::{CpuIo, EngineError, Needs, Probe, StopToken, Vcpu, Vm};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// What a processor does at each start: called with its index, how often any has been started, its view of the machine.
@@ -182,6 +183,24 @@ impl Engine for Unable {
     }
 }
 
+/// An engine for machines of its own.
+struct Needy(Needs);
+
+impl Engine for Needy {
+    fn name(&self) -> &'static str {
+        "needy"
+    }
+    fn probe(&self) -> Probe {
+        Probe::Works { rate: 1.0 }
+    }
+    fn needs(&self) -> Result<Needs, EngineError> {
+        Ok(self.0)
+    }
+    fn create_vm(&self, _: VmParams) -> Result<Box<dyn Vm>, EngineError> {
+        Ok(Box::new(ScriptedVm(Arc::new(nothing), Arc::default())))
+    }
+}
+
 /// An engine whose processors take no state but their own.
 struct Stubborn;
 
@@ -256,7 +275,23 @@ fn a_refused_engine_leaves_the_machine_as_it_was() {
             e,
             "the machine stays on engine scripted: not a processor state: no processor is like that"
         );
+        let refused = |needs: Needs| {
+            let e = handle.change_engine(Box::new(Needy(needs))).unwrap_err().to_string();
+            e.strip_prefix("the machine stays on engine scripted: engine needy ").unwrap().to_owned()
+        };
+        let mut features = ringer_engine_soft::offered();
+        features.remove(Feature::POPCNT);
+        features.remove(Feature::SSSE3);
+        assert_eq!(
+            refused(Needs { features: Some(features), ..Needs::default() }),
+            "lacks ssse3, popcnt, which this machine's processor model x86-64-v2 has"
+        );
+        let tsc = refused(Needs { tsc_khz: Some(2_500_000), ..Needs::default() });
+        assert!(tsc.contains("a TSC of 2500000 kHz") && tsc.contains("this machine's has 1000000"), "{tsc}");
+        assert!(refused(Needs { no_hypercalls: true, ..Needs::default() }).contains("hypercalls"));
         assert_eq!(handle.status().unwrap().engine, "scripted");
+        let fitting = Needs { tsc_khz: Some(1_000_000), ..Needs::default() };
+        assert_eq!(handle.change_engine(Box::new(Needy(fitting))).unwrap().engine, "needy");
         handle.control(Control::Stop).unwrap();
     });
     assert_eq!(m.run().unwrap(), Outcome::Stopped);
