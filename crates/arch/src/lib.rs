@@ -5,6 +5,7 @@
 pub mod cpu;
 pub mod desc;
 pub mod exception;
+pub mod hex;
 pub mod msr;
 pub mod paging;
 pub mod regs;

@@ -1,5 +1,7 @@
 //! Segment registers with their hidden parts, and descriptors (Intel SDM vol. 3A ch. 3 and 5).
 
+use serde::{Deserialize, Serialize};
+
 /// Numbers of the segment registers in [`VcpuState::seg`](crate::VcpuState), as the ISA encodes them.
 #[allow(missing_docs)]
 pub mod sreg {
@@ -14,7 +16,7 @@ pub mod sreg {
 /// Access rights of a descriptor: bits 40..=55 of the descriptor shifted down by 40 (the layout of VMX access
 /// rights and of the second dword `>> 8`): type 0-3, S 4, DPL 5-6, P 7, (limit 8-11, zero here), AVL 12, L 13,
 /// D/B 14, G 15. A null (unusable) segment register has [`Attr::UNUSABLE`] (bit 16) set.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Attr(pub u32);
 
 impl Attr {
@@ -93,7 +95,8 @@ impl Attr {
 }
 
 /// A segment register with its hidden part.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Segment {
     /// The visible selector.
     pub selector: u16,
@@ -123,7 +126,8 @@ impl Segment {
 }
 
 /// GDTR or IDTR.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct TableReg {
     /// Linear base address.
     pub base: u64,

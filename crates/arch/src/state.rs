@@ -2,10 +2,11 @@
 
 use crate::regs::{cr0, dr, rflags};
 use crate::seg::{Attr, Segment, TableReg, sreg};
+use serde::{Deserialize, Serialize, Serializer};
 use std::collections::BTreeMap;
 
 /// Whether a processor executes (Intel SDM vol. 3A §8.4).
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub enum MpState {
     /// Executes instructions.
     #[default]
@@ -22,7 +23,8 @@ pub const XSAVE_LEN: usize = 832;
 pub const XSAVE_YMM_HI: usize = 576;
 
 /// One processor's architectural state. At-reset values: [`VcpuState::reset`].
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct VcpuState {
     /// General registers in encoding order (RAX RCX RDX RBX RSP RBP RSI RDI R8..R15).
     pub gpr: [u64; 16],
@@ -55,6 +57,7 @@ pub struct VcpuState {
     /// DR0 to DR3, DR6 at 6, DR7 at 7 (4 and 5 unused).
     pub dr: [u64; 8],
     /// The XSAVE area in standard form, [`XSAVE_LEN`] bytes: always complete (XSTATE_BV = 7).
+    #[serde(serialize_with = "hex_boxed", deserialize_with = "crate::hex::deserialize")]
     pub xsave: Box<[u8; XSAVE_LEN]>,
     /// Whether it executes.
     pub mp_state: MpState,
@@ -78,6 +81,10 @@ pub struct VcpuState {
     pub tsc: u64,
     /// All other MSRs that the model has and that hold state, by number.
     pub msrs: BTreeMap<u32, u64>,
+}
+
+fn hex_boxed<S: Serializer>(bytes: &[u8; XSAVE_LEN], s: S) -> Result<S::Ok, S::Error> {
+    crate::hex::serialize(bytes, s)
 }
 
 impl VcpuState {

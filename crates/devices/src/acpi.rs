@@ -1,5 +1,6 @@
 //! [`AcpiPm`]: ACPI's fixed hardware: PM1a event and control blocks, PM timer, GPE0 (ACPI 6.5 §4.8).
 
+mod saved;
 #[cfg(test)]
 mod tests;
 
@@ -8,6 +9,7 @@ use crate::events::{MachineEvent, MachineEvents};
 use crate::line::IrqLine;
 use crate::sync::lock;
 use crate::timer::{TimerHandle, TimerTarget, Timers, mul_div};
+use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Mutex, Weak};
 
 /// PM timer frequency in Hz.
@@ -25,7 +27,8 @@ const SCI_EN: u16 = 1;
 const SLP_EN: u8 = 1 << 5;
 
 /// Its registers.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct State {
     pm1_sts: u16,
     pm1_en: u16,

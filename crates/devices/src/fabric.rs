@@ -52,15 +52,6 @@ impl IrqFabric {
         &self.pic
     }
 
-    /// Power-up of all chips.
-    pub fn reset(&self) {
-        self.pic.reset();
-        self.ioapic.reset();
-        for l in self.apics.all() {
-            l.reset();
-        }
-    }
-
     /// Whether the PIC asks for processor `index`.
     #[inline]
     fn pic_intr(&self, index: usize) -> bool {

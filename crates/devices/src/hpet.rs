@@ -1,6 +1,7 @@
 //! [`Hpet`]: the high precision event timers (IA-PC HPET specification 1.0a): a 64-bit counter of 10 ns ticks and
 //! three comparators, the first of which can be periodic.
 
+mod saved;
 #[cfg(test)]
 mod tests;
 
@@ -8,6 +9,7 @@ use crate::bus::MmioDevice;
 use crate::sync::lock;
 use crate::timer::{NEVER, TimerHandle, TimerTarget, Timers};
 use ringer_engine::IrqChip;
+use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
@@ -54,7 +56,8 @@ mod tn {
 }
 
 /// A comparator.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Timer {
     /// Software-set bits of the configuration register.
     config: u64,
@@ -67,7 +70,8 @@ struct Timer {
 }
 
 /// Its registers.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct State {
     config: u64,
     status: u64,

@@ -2,6 +2,7 @@
 //! commands as in IBM's AT keyboard). There is no mouse; its port answers as one with nothing plugged in.
 
 mod keyboard;
+mod saved;
 #[cfg(test)]
 mod tests;
 
@@ -10,8 +11,12 @@ use crate::events::{MachineEvent, MachineEvents};
 use crate::line::IrqLine;
 use crate::sync::lock;
 use keyboard::Keyboard;
+use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
+
+/// Answers of the controller that wait at most.
+const REPLIES: usize = 8;
 
 /// Status register.
 mod status {
@@ -34,7 +39,8 @@ mod ctl {
 }
 
 /// Where a byte in the output buffer comes from.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 enum Source {
     Controller,
     Keyboard,
@@ -43,7 +49,8 @@ enum Source {
 }
 
 /// What the next byte written to the data port belongs to.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 enum Expect {
     Keyboard,
     Ram(u8),
@@ -54,7 +61,8 @@ enum Expect {
 }
 
 /// Its registers.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct State {
     /// Controller RAM; byte 0 is the command byte.
     ram: [u8; 32],
@@ -85,7 +93,7 @@ impl State {
 
     fn reply(&mut self, v: u8, source: Source) {
         // A guest that never reads gets no more than this.
-        if self.replies.len() < 8 {
+        if self.replies.len() < REPLIES {
             self.replies.push_back((v, source));
         }
     }

@@ -1,8 +1,11 @@
 //! [`IoApic`]: the I/O APIC (Intel 82093AA datasheet; version 0x20 with its EOI register as in later chipsets).
 
+mod saved;
+
 use crate::apic::{Apics, Delivery, Dest, Message};
 use crate::bus::MmioDevice;
 use crate::sync::lock;
+use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Mutex};
 
 /// Input pins.
@@ -25,7 +28,8 @@ mod entry {
 }
 
 /// Its registers.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct State {
     id: u32,
     select: u32,

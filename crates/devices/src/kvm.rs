@@ -2,10 +2,12 @@
 //! Documentation/virt/kvm/x86/cpuid.rst, msr.rst and hypercalls.rst).
 
 use crate::apic::{Apics, Delivery, Dest, Lapic, Message};
+use crate::component::{Component, Saved, StateError};
 use crate::sync::lock;
 use ringer_arch::msr;
 use ringer_engine::VmClock;
 use ringer_memory::GuestMemory;
+use serde::{Deserialize, Serialize};
 use std::sync::Mutex;
 
 /// `KVM_FEATURE_*` bits for CPUID 0x4000_0001 EAX: what this machine answers to. CLOCKSOURCE (0), NOP_IO_DELAY (1),
@@ -15,6 +17,9 @@ pub const KVM_FEATURES: u32 = 1 | 1 << 1 | 1 << 3 | 1 << 6 | 1 << 7 | 1 << 11 | 
 
 /// Those of them that the guest uses by hypercalls: PV_UNHALT, PV_SEND_IPI, PV_SCHED_YIELD.
 pub const HYPERCALLS: u32 = 1 << 7 | 1 << 11 | 1 << 13;
+
+/// Of the saved state.
+const VERSION: u32 = 1;
 
 const HC_VAPIC_POLL_IRQ: u64 = 1;
 const HC_KICK_CPU: u64 = 5;
@@ -30,7 +35,8 @@ const TSC_STABLE: u8 = 1;
 const ENABLED: u64 = 1;
 
 /// One processor's paravirtual MSRs.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct State {
     system_time: u64,
     wall_clock: u64,
@@ -45,18 +51,16 @@ impl State {
 
 /// One processor's side of the interface.
 pub(crate) struct KvmPv {
+    index: usize,
     state: Mutex<State>,
     memory: GuestMemory,
     clock: VmClock,
 }
 
 impl KvmPv {
-    pub(crate) fn new(memory: GuestMemory, clock: VmClock) -> KvmPv {
-        KvmPv { state: Mutex::new(State::new()), memory, clock }
-    }
-
-    pub(crate) fn reset(&self) {
-        *lock(&self.state) = State::new();
+    /// Of processor `index`.
+    pub(crate) fn new(index: usize, memory: GuestMemory, clock: VmClock) -> KvmPv {
+        KvmPv { index, state: Mutex::new(State::new()), memory, clock }
     }
 
     pub(crate) fn msr_read(&self, lapic: &Lapic, nr: u32) -> Option<u64> {
@@ -121,6 +125,28 @@ impl KvmPv {
         body[..4].copy_from_slice(&(((boot / 1_000_000_000) & 0xffff_ffff) as u32).to_le_bytes());
         body[4..].copy_from_slice(&((boot % 1_000_000_000) as u32).to_le_bytes());
         self.publish(gpa, &body)
+    }
+}
+
+/// What is in the guest's memory is saved with that.
+impl Component for KvmPv {
+    fn name(&self) -> String {
+        format!("kvm{}", self.index)
+    }
+
+    fn reset(&self) {
+        *lock(&self.state) = State::new();
+    }
+
+    fn save(&self) -> Saved {
+        Saved::of(self, VERSION, &*lock(&self.state))
+    }
+
+    fn restore(&self, saved: &Saved) -> Result<(), StateError> {
+        let new: State = saved.read(self, VERSION)?;
+        saved.ensure(new.poll_control <= 1, "poll control has unknown bits")?;
+        *lock(&self.state) = new;
+        Ok(())
     }
 }
 

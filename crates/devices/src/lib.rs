@@ -12,6 +12,8 @@
 mod acpi;
 mod apic;
 mod bus;
+mod clock;
+mod component;
 mod events;
 mod fabric;
 mod hpet;
@@ -35,6 +37,8 @@ mod vcpu_io;
 pub use acpi::{AcpiPm, GpePorts};
 pub use apic::{Apics, Delivery, Dest, Effect, Lapic, Message};
 pub use bus::{Bus, BusError, MmioDevice, PioDevice};
+pub use clock::Clock;
+pub use component::{Component, Saved, StateError};
 pub use events::{MachineEvent, MachineEvents};
 pub use fabric::IrqFabric;
 pub use hpet::Hpet;

@@ -37,6 +37,16 @@ impl IrqLine {
         }
     }
 
+    /// The level that the chip knows.
+    pub(crate) fn level(&self) -> bool {
+        self.level.load(Ordering::SeqCst)
+    }
+
+    /// The chip knows this level already: it was saved with it.
+    pub(crate) fn restore(&self, level: bool) {
+        self.level.store(level, Ordering::SeqCst);
+    }
+
     /// Makes a rising edge: down if it was up, then up.
     pub fn edge(&self) {
         self.set(false);

@@ -1,9 +1,14 @@
 //! The PCI host: configuration mechanism 1 (PCI Local Bus specification 3.0 §3.2.2.3.2) with a bus that holds the host bridge.
 
 use crate::bus::PioDevice;
+use crate::component::{Component, Saved, StateError};
 use crate::ports::ResetControl;
 use crate::sync::lock;
+use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Mutex};
+
+/// Of the saved state.
+const VERSION: u32 = 1;
 
 /// Ports 0xCF8 to 0xCFF: the address register, which shares its second port with [`ResetControl`], and the data window.
 pub struct PciHost {
@@ -43,6 +48,37 @@ impl PciHost {
             0x08 => 0x0600_0000,
             _ => 0,
         }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SavedPciHost {
+    address: u32,
+    reset_control: u8,
+}
+
+impl Component for PciHost {
+    fn name(&self) -> String {
+        "pci-host".into()
+    }
+
+    fn reset(&self) {
+        PciHost::reset(self);
+    }
+
+    fn save(&self) -> Saved {
+        let (address, reset_control) = (*lock(&self.address), self.reset.value());
+        Saved::of(self, VERSION, &SavedPciHost { address, reset_control })
+    }
+
+    fn restore(&self, saved: &Saved) -> Result<(), StateError> {
+        let SavedPciHost { address, reset_control } = saved.read(self, VERSION)?;
+        saved.ensure(address & !Self::ADDRESS_MASK == 0, "the address has unknown bits")?;
+        saved.ensure(reset_control & !0x0e == 0, "the reset control register has unknown bits")?;
+        *lock(&self.address) = address;
+        self.reset.set_value(reset_control);
+        Ok(())
     }
 }
 

@@ -1,8 +1,11 @@
 //! [`Pic`]: the two cascaded 8259A interrupt controllers (Intel 8259A datasheet) with the ELCR of later chipsets.
 
+mod saved;
+
 use crate::bus::{PioDevice, each_byte_read, each_byte_write};
 use crate::sync::lock;
 use ringer_engine::StopToken;
+use serde::{Deserialize, Serialize};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -12,7 +15,8 @@ const CASCADE: u8 = 2;
 const ELCR_WRITABLE: [u8; 2] = [0xf8, 0xde];
 
 /// Where the initialization sequence stands.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 enum Init {
     Done,
     Icw2,
@@ -21,7 +25,8 @@ enum Init {
 }
 
 /// One 8259A.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Chip {
     irr: u8,
     imr: u8,
@@ -193,7 +198,8 @@ impl Chip {
 }
 
 /// Both chips.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct State {
     chips: [Chip; 2],
 }

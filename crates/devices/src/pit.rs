@@ -2,6 +2,7 @@
 //! counter. Nothing ticks: counts and outputs are worked out from machine time when somebody looks.
 
 mod counter;
+mod saved;
 #[cfg(test)]
 mod tests;
 
@@ -10,6 +11,7 @@ use crate::line::IrqLine;
 use crate::sync::lock;
 use crate::timer::{NEVER, TimerHandle, TimerTarget, Timers, mul_div};
 use counter::Counter;
+use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Mutex, Weak};
 
 /// Input clock in Hz.
@@ -31,7 +33,8 @@ fn tick_ns(ticks: u64) -> u64 {
 }
 
 /// The three counters, and port 0x61.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct State {
     counters: [Counter; 3],
     /// Tick of counter 0's next rising edge, which is an interrupt.

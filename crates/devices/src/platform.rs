@@ -1,10 +1,14 @@
 //! [`Platform`]: all of the machine around the processors, wired by its map.
 
 #[cfg(test)]
+mod saved_tests;
+#[cfg(test)]
 pub(crate) mod tests;
 
 use crate::acpi::{AcpiPm, GpePorts};
 use crate::bus::{Bus, BusError};
+use crate::clock::Clock;
+use crate::component::{Component, Saved, StateError};
 use crate::events::{Latch, MachineEvents};
 use crate::fabric::{IrqFabric, TIMER_GSI};
 use crate::hpet::Hpet;
@@ -21,6 +25,7 @@ use crate::timer::Timers;
 use crate::vcpu_io::VcpuIo;
 use ringer_engine::{IrqChip, StopToken, VmClock};
 use ringer_memory::GuestMemory;
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -79,10 +84,10 @@ pub struct Platform {
     acpi: Arc<AcpiPm>,
     pci: Arc<PciHost>,
     system_control: Arc<SystemControl>,
+    debug_exit: Arc<DebugExit>,
     latch: Arc<Latch>,
-    clock: VmClock,
     /// Dropped last, so that no timer fires into a half-dropped machine.
-    timers: Timers,
+    clock: Clock,
 }
 
 impl Platform {
@@ -115,14 +120,13 @@ impl Platform {
             system_control: Arc::new(SystemControl::new(Arc::clone(&events))),
             serial: wire_serial(serial, &timers, line),
             vcpus: wire_vcpus(&fabric, &bus, &memory, &clock, pv),
+            debug_exit: Arc::new(DebugExit::new(events)),
             bus,
             fabric,
             latch,
-            clock,
-            timers,
+            clock: Clock::new(clock, timers),
         };
         platform.register()?;
-        platform.bus.add_pio("debug exit", map::DEBUG_EXIT, 1, Arc::new(DebugExit::new(events)))?;
         Ok(platform)
     }
 
@@ -143,6 +147,7 @@ impl Platform {
         bus.add_pio("ACPI PM", map::PM1, map::PM1_LEN, self.acpi.clone())?;
         bus.add_pio("GPE0", map::GPE0, 4, Arc::new(GpePorts(self.acpi.clone())))?;
         bus.add_pio("PCI host", 0xcf8, 8, self.pci.clone())?;
+        bus.add_pio("debug exit", map::DEBUG_EXIT, 1, self.debug_exit.clone())?;
         for ((port, _), serial) in map::SERIAL.iter().zip(&self.serial) {
             if let Some(s) = serial {
                 bus.add_pio("serial", *port, 8, s.clone())?;
@@ -178,50 +183,89 @@ impl Platform {
     /// The timers, for more devices, and for tests that drive the clock by hand.
     #[must_use]
     pub fn timers(&self) -> &Timers {
-        &self.timers
+        self.clock.timers()
     }
 
     /// The machine's clock.
     #[must_use]
     pub fn clock(&self) -> &VmClock {
-        &self.clock
+        self.clock.clock()
     }
 
-    /// Starts the timers' thread. Time stands still until [`resume`](Self::resume).
+    /// All components, in the order in which they are paused, resumed and loaded.
+    fn components(&self) -> Vec<&dyn Component> {
+        let mut all: Vec<&dyn Component> = vec![&self.clock];
+        all.push(self.pit.as_ref());
+        all.push(self.hpet.as_ref());
+        all.push(self.rtc.as_ref());
+        all.push(self.i8042.as_ref());
+        all.push(self.acpi.as_ref());
+        all.push(self.pci.as_ref());
+        all.push(self.system_control.as_ref());
+        all.push(self.debug_exit.as_ref());
+        all.extend(self.serial.iter().flatten().map(|s| s.as_ref() as &dyn Component));
+        all.extend(self.vcpus.iter().map(|v| v.pv() as &dyn Component));
+        // After all that has lines to them, so that a reset leaves no edge in them.
+        all.push(self.fabric.pic().as_ref());
+        all.push(self.fabric.ioapic().as_ref());
+        all.push(self.fabric.apics().as_ref());
+        all.extend(self.fabric.apics().all().iter().map(|l| l.as_ref() as &dyn Component));
+        all
+    }
+
+    /// Gets threads for what acts by itself. Time stands still until [`resume`](Self::resume).
     ///
     /// # Errors
     /// The host's, if it has no thread to give.
-    pub fn start(&mut self) -> std::io::Result<()> {
-        self.timers.start()
+    pub fn start(&self) -> std::io::Result<()> {
+        self.components().iter().try_for_each(|c| c.start())
     }
 
     /// Lets time run, and timers fire. Before the processors run.
     pub fn resume(&self) {
-        self.clock.start();
-        self.timers.resume();
+        self.components().iter().for_each(|c| c.resume());
     }
 
     /// Makes time stand still; when it returns no timer fires any more. After the processors have stopped.
     pub fn pause(&self) {
-        self.clock.stop();
-        self.timers.pause();
+        self.components().iter().for_each(|c| c.pause());
     }
 
     /// Everything back to power-up, but the time of day, CMOS RAM and input for serial ports that the guest has not
     /// read. While paused, with the processors stopped.
     pub fn reset(&self) {
-        self.pit.reset();
-        self.hpet.reset();
-        self.rtc.reset();
-        self.i8042.reset();
-        self.acpi.reset();
-        self.pci.reset();
-        self.system_control.reset();
-        self.serial.iter().flatten().for_each(|s| s.reset());
-        self.vcpus.iter().for_each(|v| v.reset());
-        // Last, so that no edge from above is left in it.
-        self.fabric.reset();
+        self.components().iter().for_each(|c| c.reset());
         self.latch.open();
+    }
+
+    /// The state of every component. While paused, with the processors stopped.
+    #[must_use]
+    pub fn save(&self) -> Vec<Saved> {
+        self.components().iter().map(|c| c.save()).collect()
+    }
+
+    /// Takes on the saved states of all components, in any order. While paused, with the processors stopped.
+    ///
+    /// # Errors
+    /// [`StateError`] if one is missing, comes twice, or is not of such a component: nothing has changed if a component is missing or
+    /// too many; else the platform is to be [`reset`](Self::reset) or dropped.
+    pub fn restore(&self, saved: &[Saved]) -> Result<(), StateError> {
+        let mut left: BTreeMap<&str, &Saved> = BTreeMap::new();
+        for s in saved {
+            if left.insert(&s.component, s).is_some() {
+                return Err(StateError::Surplus(s.component.clone()));
+            }
+        }
+        let mut found = Vec::new();
+        for c in self.components() {
+            let name = c.name();
+            let s = left.remove(&*name).ok_or(StateError::Missing(name))?;
+            found.push((c, s));
+        }
+        if let Some(name) = left.keys().next() {
+            return Err(StateError::Surplus((*name).to_owned()));
+        }
+        found.iter().try_for_each(|(c, s)| c.restore(s))
     }
 
     /// Presses Ctrl-Alt-Del.
@@ -245,10 +289,10 @@ fn wire_serial(
     timers: &Timers,
     line: impl Fn(u32) -> IrqLine,
 ) -> [Option<Arc<Serial>>; 4] {
-    let mut irqs = map::SERIAL.iter().map(|(_, irq)| *irq);
+    let mut ports = (1..).zip(map::SERIAL);
     config.map(|c| {
-        let irq = irqs.next()?;
-        c.map(|c| Serial::new(line(irq), timers, c.output, c.flow_control))
+        let (number, (_, irq)) = ports.next()?;
+        c.map(|c| Serial::numbered(line(irq), timers, c.output, c.flow_control, number))
     })
 }
 

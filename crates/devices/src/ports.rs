@@ -1,9 +1,14 @@
 //! Small ports: reset control (0xCF9), system control (0x92), debug exit (0xF4).
 
 use crate::bus::{PioDevice, each_byte_read, each_byte_write};
+use crate::component::{Component, Saved, StateError};
 use crate::events::{MachineEvent, MachineEvents};
 use crate::sync::lock;
+use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Mutex};
+
+/// Of the saved states.
+const VERSION: u32 = 1;
 
 /// The reset control register at 0xCF9 (Intel ICH9 datasheet §13.7.5). It sits inside the ports of PCI configuration
 /// mechanism 1, whose address register takes 32-bit accesses, so it is registered at 0xCF8, four ports long, and only
@@ -27,6 +32,14 @@ impl ResetControl {
     /// Power-up.
     pub fn reset(&self) {
         *lock(&self.value) = 0;
+    }
+
+    pub(crate) fn value(&self) -> u8 {
+        *lock(&self.value)
+    }
+
+    pub(crate) fn set_value(&self, v: u8) {
+        *lock(&self.value) = v;
     }
 }
 
@@ -68,6 +81,33 @@ impl SystemControl {
     }
 }
 
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SavedSystemControl {
+    value: u8,
+}
+
+impl Component for SystemControl {
+    fn name(&self) -> String {
+        "system-control".into()
+    }
+
+    fn reset(&self) {
+        SystemControl::reset(self);
+    }
+
+    fn save(&self) -> Saved {
+        Saved::of(self, VERSION, &SavedSystemControl { value: *lock(&self.value) })
+    }
+
+    fn restore(&self, saved: &Saved) -> Result<(), StateError> {
+        let SavedSystemControl { value } = saved.read(self, VERSION)?;
+        saved.ensure(value <= 3, "it has more than two bits")?;
+        *lock(&self.value) = value;
+        Ok(())
+    }
+}
+
 impl PioDevice for SystemControl {
     fn pio_read(&self, offset: u16, data: &mut [u8]) {
         each_byte_read(offset, data, |_| *lock(&self.value));
@@ -93,6 +133,28 @@ impl DebugExit {
     #[must_use]
     pub fn new(events: Arc<dyn MachineEvents>) -> DebugExit {
         DebugExit { events }
+    }
+}
+
+/// It holds nothing: what was written has gone to the machine's owner.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SavedDebugExit {}
+
+impl Component for DebugExit {
+    fn name(&self) -> String {
+        "debug-exit".into()
+    }
+
+    fn reset(&self) {}
+
+    fn save(&self) -> Saved {
+        Saved::of(self, VERSION, &SavedDebugExit {})
+    }
+
+    fn restore(&self, saved: &Saved) -> Result<(), StateError> {
+        let SavedDebugExit {} = saved.read(self, VERSION)?;
+        Ok(())
     }
 }
 

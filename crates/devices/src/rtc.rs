@@ -2,6 +2,7 @@
 //!
 //! The time of day is the host's plus what the guest has set; the periodic interrupt runs on machine time.
 
+mod saved;
 #[cfg(test)]
 mod tests;
 mod time;
@@ -11,6 +12,7 @@ use crate::line::IrqLine;
 use crate::sync::lock;
 use crate::timer::{NEVER, TimerHandle, TimerTarget, Timers, mul_div};
 use ringer_engine::VmClock;
+use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Mutex, Weak};
 use time::{Civil, Format};
 
@@ -42,10 +44,12 @@ const UIP_NS: u64 = 244_000;
 const SECOND_NS: u64 = 1_000_000_000;
 
 /// Its registers.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct State {
     index: u8,
     /// CMOS RAM; the clock's own registers in it hold alarms, A to D, and the time while it is being set.
+    #[serde(with = "ringer_arch::hex")]
     cmos: [u8; 128],
     /// Seconds that the guest's time is ahead of the host's.
     offset_s: i64,

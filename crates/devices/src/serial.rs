@@ -5,6 +5,7 @@
 //! after 512 rounds and, the interrupt being edge-triggered, never hears of the rest. So once a guest that asked for
 //! interrupts has begun to read, nothing more comes until it has seen that no interrupt is left (or has had time to).
 
+mod saved;
 #[cfg(test)]
 mod tests;
 
@@ -12,6 +13,7 @@ use crate::bus::{PioDevice, each_byte_read, each_byte_write};
 use crate::line::IrqLine;
 use crate::sync::lock;
 use crate::timer::{TimerHandle, TimerTarget, Timers};
+use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::io::Write;
 use std::sync::{Arc, Mutex, OnceLock, Weak};
@@ -44,6 +46,8 @@ mod lsr {
     pub const DATA: u8 = 0x01;
     pub const OVERRUN: u8 = 0x02;
     pub const BREAK: u8 = 0x10;
+    /// Parity, framing, break: what belongs to a character.
+    pub const ERRORS: u8 = 0x1c;
     /// Transmitter holding register and shift register empty.
     pub const EMPTY: u8 = 0x60;
     pub const FIFO_ERROR: u8 = 0x80;
@@ -71,7 +75,8 @@ mod msr {
 }
 
 /// The UART's registers.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct State {
     ier: u8,
     /// Low bits of FCR that stick: bit 0 FIFOs on, bits 7:6 trigger level.
@@ -293,6 +298,8 @@ pub struct Serial {
     flow_control: bool,
     timer: TimerHandle,
     on_room: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    /// 1 is COM1.
+    number: u32,
 }
 
 impl Serial {
@@ -303,6 +310,18 @@ impl Serial {
     /// resets the FIFO when it opens the port; without, the guest gets it at once.
     #[must_use]
     pub fn new(irq: IrqLine, timers: &Timers, out: Box<dyn Write + Send>, flow_control: bool) -> Arc<Serial> {
+        Serial::numbered(irq, timers, out, flow_control, 1)
+    }
+
+    /// The same for COM`number`.
+    #[must_use]
+    pub fn numbered(
+        irq: IrqLine,
+        timers: &Timers,
+        out: Box<dyn Write + Send>,
+        flow_control: bool,
+        number: u32,
+    ) -> Arc<Serial> {
         Arc::new_cyclic(|weak: &Weak<Serial>| Serial {
             state: Mutex::new(State::new()),
             irq,
@@ -310,6 +329,7 @@ impl Serial {
             flow_control,
             timer: timers.add(weak.clone()),
             on_room: OnceLock::new(),
+            number,
         })
     }
 

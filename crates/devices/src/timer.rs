@@ -105,7 +105,7 @@ impl Inner {
 /// is a store, and a wake-up only if the new deadline is the earliest.
 pub struct Timers {
     inner: Arc<Inner>,
-    thread: Option<JoinHandle<()>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Timers {
@@ -120,7 +120,7 @@ impl Timers {
             wake: Condvar::new(),
             firing: Mutex::new(()),
         };
-        Timers { inner: Arc::new(inner), thread: None }
+        Timers { inner: Arc::new(inner), thread: Mutex::new(None) }
     }
 
     /// Adds a timer, disarmed.
@@ -135,11 +135,11 @@ impl Timers {
     ///
     /// # Errors
     /// The host's, if it has no thread to give.
-    pub fn start(&mut self) -> std::io::Result<()> {
-        if self.thread.is_none() {
+    pub fn start(&self) -> std::io::Result<()> {
+        let mut thread = lock(&self.thread);
+        if thread.is_none() {
             let inner = Arc::clone(&self.inner);
-            self.thread =
-                Some(std::thread::Builder::new().name("timers".into()).spawn(move || inner.serve())?);
+            *thread = Some(std::thread::Builder::new().name("timers".into()).spawn(move || inner.serve())?);
         }
         Ok(())
     }
@@ -170,7 +170,7 @@ impl Timers {
 impl Drop for Timers {
     fn drop(&mut self) {
         self.inner.tell(|c| c.stop = true);
-        if let Some(t) = self.thread.take() {
+        if let Some(t) = lock(&self.thread).take() {
             let _panicked = t.join();
         }
     }
@@ -264,7 +264,7 @@ mod tests {
     #[test]
     fn the_thread_fires_after_resume_and_ends_on_drop() {
         let clock = VmClock::new(1_000_000);
-        let mut timers = Timers::new(clock.clone());
+        let timers = Timers::new(clock.clone());
         let c = Arc::new(Count::default());
         let h = timers.add(weak(&c));
         timers.start().unwrap();

@@ -34,12 +34,20 @@ impl VcpuIo {
         clock: VmClock,
         kvm_features: u32,
     ) -> VcpuIo {
-        VcpuIo { index, bus, fabric, lapic, pv: KvmPv::new(memory, clock.clone()), clock, kvm_features }
+        VcpuIo {
+            index,
+            bus,
+            fabric,
+            lapic,
+            pv: KvmPv::new(index, memory, clock.clone()),
+            clock,
+            kvm_features,
+        }
     }
 
-    /// Power-up of the paravirtual MSRs; the local APIC resets with the fabric.
-    pub fn reset(&self) {
-        self.pv.reset();
+    /// Its paravirtual MSRs.
+    pub(crate) fn pv(&self) -> &KvmPv {
+        &self.pv
     }
 
     /// The offset in the local APIC's page that `gpa` is at.

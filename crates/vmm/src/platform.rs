@@ -80,7 +80,7 @@ impl MachinePlatform {
             hypercalls: !needs.no_hypercalls,
             serial: serial.outputs.map(|o| o.map(|output| SerialConfig { output, flow_control: true })),
         };
-        let mut platform = Platform::new(config)?;
+        let platform = Platform::new(config)?;
         let thread = |source| VmmError::Host { what: "a thread for the timers".to_owned(), source };
         platform.start().map_err(thread)?;
         let inputs = [0, 1, 2, 3].map(|i| platform.serial(i).map(|s| SerialInput(Arc::clone(s))));

@@ -1,7 +1,9 @@
 //! [`Vectors`]: a set of interrupt vectors, as IRR, ISR and TMR are.
 
+use serde::{Deserialize, Serialize};
+
 /// A set of the 256 interrupt vectors.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Vectors([u64; 4]);
 
 impl Vectors {

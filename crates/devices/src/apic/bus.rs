@@ -94,7 +94,7 @@ pub struct Message {
 pub struct Apics {
     lapics: Vec<Arc<Lapic>>,
     /// Where the search for a lowest-priority target starts, so that equals take turns.
-    turn: AtomicUsize,
+    pub(super) turn: AtomicUsize,
 }
 
 impl Apics {

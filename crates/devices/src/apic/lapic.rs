@@ -7,6 +7,7 @@ use crate::sync::lock;
 use crate::timer::{TimerHandle, Timers};
 use ringer_engine::{Pending, StopToken};
 use ringer_memory::GuestMemory;
+use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
@@ -52,7 +53,8 @@ pub enum Effect {
 }
 
 /// A local APIC's registers.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct State {
     pub base: u64,
     pub tpr: u32,

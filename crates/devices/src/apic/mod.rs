@@ -5,6 +5,7 @@ mod bus;
 mod lapic;
 mod pv_eoi;
 mod regs;
+mod saved;
 #[cfg(test)]
 mod tests;
 mod timer;

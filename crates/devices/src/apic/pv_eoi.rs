@@ -7,12 +7,15 @@
 //! priorities say, and the processor sorts it out in `pending`.
 
 use super::lapic::{Lapic, State};
+use ringer_memory::GuestMemory;
+use serde::{Deserialize, Serialize};
 
 /// Bit 0 of the MSR, and of the word.
 const ENABLED: u64 = 1;
 
 /// State of the handshake.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct PvEoi {
     /// The MSR.
     pub msr: u64,
@@ -21,6 +24,12 @@ pub(super) struct PvEoi {
 }
 
 impl PvEoi {
+    /// Whether it is one that can be, with this memory.
+    pub fn is_possible(self, memory: &GuestMemory) -> bool {
+        let on = self.msr & ENABLED != 0;
+        self.msr & 2 == 0 && (!on || memory.contains(self.gpa(), 4)) && (on || !self.armed)
+    }
+
     fn gpa(self) -> u64 {
         self.msr & !3
     }

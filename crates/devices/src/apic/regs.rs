@@ -33,7 +33,8 @@ const SELF_IPI: u32 = 0x3f;
 const VERSION_VALUE: u32 = 0x14 | (LVT_LAST - LVT_FIRST) << 16;
 
 /// Bits of each LVT entry that software sets.
-const LVT_WRITABLE: [u32; lvt::COUNT] = [0x7_00ff, 0x1_07ff, 0x1_07ff, 0x1_a7ff, 0x1_a7ff, 0x1_00ff];
+pub(super) const LVT_WRITABLE: [u32; lvt::COUNT] =
+    [0x7_00ff, 0x1_07ff, 0x1_07ff, 0x1_a7ff, 0x1_a7ff, 0x1_00ff];
 /// Bits of LVT entries that are there to be read: delivery status and remote IRR.
 const LVT_READ_ONLY: u32 = 0x5000;
 /// Bits of the ICR's low half that software sets: vector, delivery, destination mode, level, trigger, shorthand.

@@ -1,5 +1,6 @@
 //! An AT keyboard with 102 keys, of which three are ever pressed.
 
+use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 
 const ACK: u8 = 0xfa;
@@ -13,7 +14,8 @@ const CTRL_ALT_DEL_2: [u8; 11] = [0x14, 0x11, 0xe0, 0x71, 0xe0, 0xf0, 0x71, 0xf0
 const CTRL_ALT_DEL_1: [u8; 8] = [0x1d, 0x38, 0xe0, 0x53, 0xe0, 0xd3, 0xb8, 0x9d];
 
 /// The keyboard.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Keyboard {
     buffer: VecDeque<u8>,
     /// The command whose parameter comes next.
@@ -26,6 +28,11 @@ pub(super) struct Keyboard {
 impl Keyboard {
     pub(super) fn new() -> Keyboard {
         Keyboard { buffer: VecDeque::new(), parameter_of: None, scanning: true, set: 2, last: 0 }
+    }
+
+    /// Whether it is one that can be.
+    pub(super) fn is_possible(&self) -> bool {
+        self.buffer.len() <= BUFFER && (1..=3).contains(&self.set)
     }
 
     fn push(&mut self, bytes: &[u8]) {

@@ -53,7 +53,7 @@ fn what_linux_probes() {
     // No mouse port: loop-back is silent, the test fails.
     r.cmd(0xd3);
     r.data(0x5a);
-    assert_eq!(r.read(), []);
+    assert!(r.read().is_empty());
     r.cmd(0xa9);
     assert_eq!(r.read(), [1]);
     // The keyboard's interface is off: its answers wait.
@@ -122,7 +122,7 @@ fn ctrl_alt_del_in_the_codes_that_the_guest_expects() {
     r.data(0xf5);
     r.read();
     r.command.0.ctrl_alt_del();
-    assert_eq!(r.read(), []);
+    assert!(r.read().is_empty());
 }
 
 #[test]

@@ -1,7 +1,10 @@
 //! One counter of the 8254. All times are ticks of its input clock since power-up.
 
+use serde::{Deserialize, Serialize};
+
 /// Which bytes of the count a port access moves.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 enum Access {
     Low,
     High,
@@ -10,7 +13,8 @@ enum Access {
 }
 
 /// A counter.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Counter {
     /// 0 to 5.
     mode: u8,
@@ -55,6 +59,16 @@ impl Counter {
             latched_count: None,
             latched_status: None,
         }
+    }
+
+    /// Whether it is one that can be at tick `now`: what `elapsed` and the divisions by the count rest on.
+    pub(super) fn is_possible(&self, now: u64) -> bool {
+        let count = |n: u32| (1..=0x1_0000).contains(&n);
+        self.mode <= 5
+            && count(self.reload)
+            && self.next.is_none_or(|(n, _)| count(n))
+            && self.start <= now
+            && self.held.is_none_or(|h| h <= now)
     }
 
     fn is_periodic(&self) -> bool {

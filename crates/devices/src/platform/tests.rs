@@ -283,7 +283,7 @@ fn reset_is_power_up() {
 
 #[test]
 fn time_runs_between_resume_and_pause_only() {
-    let mut m = Machine::new(1);
+    let m = Machine::new(1);
     m.platform.start().unwrap();
     m.enable_apic(0);
     m.store(0, LAPIC + 0x3e0, 0xb);
