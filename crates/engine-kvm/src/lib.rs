@@ -8,11 +8,13 @@
 //! KVM: Linux Documentation/virt/kvm/api.rst.
 
 mod cpuid;
+mod debug;
 mod engine;
 mod host;
 mod kick;
 mod msrs;
 mod probe;
+mod quirks;
 mod raw;
 mod state;
 mod tsc;

@@ -48,15 +48,17 @@ fn is_machine(n: u32) -> bool {
 }
 
 /// Has the VM pass on every access that KVM is not to execute, and those that it refuses.
-pub fn filter(vm: &VmFd) -> Result<(), EngineError> {
+pub fn filter(vm: &VmFd, fixed_tsc: bool) -> Result<(), EngineError> {
     let reasons = KVM_MSR_EXIT_REASON_FILTER | KVM_MSR_EXIT_REASON_INVAL | KVM_MSR_EXIT_REASON_UNKNOWN;
     let mut cap = kvm_enable_cap { cap: KVM_CAP_X86_USER_SPACE_MSR, ..Default::default() };
     cap.args[0] = u64::from(reasons);
     vm.enable_cap(&cap).map_err(host_error("having MSR accesses passed on"))?;
     let both = MsrFilterRangeFlags::READ | MsrFilterRangeFlags::WRITE;
     let range = |base, msr_count, bitmap, flags| MsrFilterRange { flags, base, msr_count, bitmap };
+    // Of a TSC that cannot be set, KVM would tell what it was set to.
+    let tsc = [u8::from(!fixed_tsc)];
     let ranges = [
-        range(msr::TSC, 1, &[1][..], MsrFilterRangeFlags::READ),
+        range(msr::TSC, 1, &tsc[..], MsrFilterRangeFlags::READ),
         range(msr::SYSENTER_CS, 3, &[7], both),
         range(msr::EFER, 5, &[0x1f], both),
         range(msr::FS_BASE, 4, &[0xf], both),
@@ -73,6 +75,26 @@ pub struct OwnMsrs {
     pub tsc_adjust: u64,
 }
 
+/// The two clocks that a TSC deadline is between.
+#[derive(Clone, Copy, Debug)]
+pub struct Clocks {
+    /// The TSC as the guest reads it now.
+    pub guest: u64,
+    /// The machine's now.
+    pub machine: u64,
+}
+
+impl Clocks {
+    /// What the machine is told for the guest's deadline. Zero is "none" on both sides.
+    fn to_machine(self, deadline: u64) -> u64 {
+        if deadline == 0 { 0 } else { deadline.wrapping_sub(self.guest).wrapping_add(self.machine).max(1) }
+    }
+
+    fn to_guest(self, deadline: u64) -> u64 {
+        if deadline == 0 { 0 } else { deadline.wrapping_sub(self.machine).wrapping_add(self.guest).max(1) }
+    }
+}
+
 /// What an MSR access asks for beside its answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Effect {
@@ -85,15 +107,11 @@ pub enum Effect {
 
 impl OwnMsrs {
     /// RDMSR of what KVM passed on; `None`: #GP(0).
-    pub fn read(&self, model: &CpuModel, io: &dyn CpuIo, n: u32) -> Option<u64> {
+    pub fn read(&self, model: &CpuModel, io: &dyn CpuIo, clocks: Clocks, n: u32) -> Option<u64> {
         Some(match n {
-            msr::TSC => io.tsc().wrapping_add(self.tsc_adjust),
+            msr::TSC => clocks.guest,
             msr::TSC_ADJUST if model.has(Feature::TSC_ADJUST) => self.tsc_adjust,
-            // The guest's TSC is the machine's plus TSC_ADJUST, and so is its deadline. Zero is "none".
-            msr::TSC_DEADLINE => match io.msr_read(n)? {
-                0 => 0,
-                t => t.wrapping_add(self.tsc_adjust),
-            },
+            msr::TSC_DEADLINE => clocks.to_guest(io.msr_read(n)?),
             _ if is_machine(n) => return io.msr_read(n),
             // KVM refused it.
             _ if is_native(n) => return None,
@@ -105,13 +123,20 @@ impl OwnMsrs {
     }
 
     /// WRMSR of what KVM passed on; `None`: #GP(0).
-    pub fn write(&mut self, model: &CpuModel, io: &dyn CpuIo, n: u32, v: u64) -> Option<Effect> {
+    pub fn write(
+        &mut self,
+        model: &CpuModel,
+        io: &dyn CpuIo,
+        clocks: Clocks,
+        n: u32,
+        v: u64,
+    ) -> Option<Effect> {
         match n {
             // Changes TSC_ADJUST by as much (Intel SDM vol. 3B §18.17.3).
-            msr::TSC => self.tsc_adjust = v.wrapping_sub(io.tsc()),
+            msr::TSC => self.tsc_adjust = v.wrapping_sub(clocks.machine),
             msr::TSC_ADJUST if model.has(Feature::TSC_ADJUST) => self.tsc_adjust = v,
             msr::TSC_DEADLINE => {
-                io.msr_write(n, if v == 0 { 0 } else { v.wrapping_sub(self.tsc_adjust).max(1) })?;
+                io.msr_write(n, clocks.to_machine(v))?;
                 return Some(Effect::None);
             }
             _ if is_machine(n) => {
@@ -193,5 +218,42 @@ pub fn tsc(fd: &VcpuFd) -> Result<u64, Error> {
     match fd.get_msrs(&mut list)? {
         1 => Ok(list.as_slice()[0].data),
         _ => Err(Error::new(libc::EINVAL)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deadlines_keep_their_distance() {
+        let c = Clocks { guest: 1000, machine: 5 };
+        assert_eq!((c.to_machine(1010), c.to_guest(15)), (15, 1010));
+        assert_eq!((c.to_machine(0), c.to_guest(0)), (0, 0));
+        // One that has passed long ago is due, not none.
+        assert_eq!(c.to_machine(995), 1);
+    }
+
+    #[test]
+    fn the_models_msrs_hold_what_they_may() {
+        let host = |leaf, subleaf| {
+            let r = std::arch::x86_64::__cpuid_count(leaf, subleaf);
+            [r.eax, r.ebx, r.ecx, r.edx]
+        };
+        let offered = ringer_arch::cpu::FeatureSet::software(&host);
+        let model = CpuModel::named("host", &host, &offered).unwrap();
+        let mut own = OwnMsrs::default();
+        assert!(own.set(&model, msr::PAT, 0x0606_0606_0606_0606).is_some());
+        assert!(own.set(&model, msr::PAT, 0xff).is_none());
+        let mut saved = BTreeMap::new();
+        own.save(&model, &mut saved);
+        assert_eq!(saved.get(&msr::PAT), Some(&0x0606_0606_0606_0606));
+        let again = OwnMsrs::from_state(&model, &saved).unwrap();
+        assert_eq!(again.values, own.values);
+        saved.insert(0x1234_5678, 1);
+        assert!(OwnMsrs::from_state(&model, &saved).is_err());
+        // Back at its reset value, it is not in the state.
+        own.set(&model, msr::PAT, model.msr_reset(msr::PAT).unwrap()).unwrap();
+        assert!(own.values.is_empty());
     }
 }

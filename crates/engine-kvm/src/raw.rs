@@ -3,7 +3,8 @@
 
 use kvm_bindings::{
     KVM_EXIT_IO, KVM_EXIT_IO_OUT, KVM_MEM_LOG_DIRTY_PAGES, KVM_SREGS2_FLAGS_PDPTRS_VALID, KVM_VCPU_TSC_CTRL,
-    KVM_VCPU_TSC_OFFSET, kvm_device_attr, kvm_interrupt, kvm_sregs2, kvm_userspace_memory_region, kvm_xsave,
+    KVM_VCPU_TSC_OFFSET, kvm_debug_exit_arch, kvm_device_attr, kvm_interrupt, kvm_sregs2,
+    kvm_userspace_memory_region, kvm_xsave,
 };
 use kvm_ioctls::{Error, VcpuFd, VmFd};
 use ringer_memory::GuestMemory;
@@ -95,6 +96,12 @@ fn tsc_attr(addr: u64) -> kvm_device_attr {
     kvm_device_attr { group: KVM_VCPU_TSC_CTRL, attr: u64::from(KVM_VCPU_TSC_OFFSET), addr, flags: 0 }
 }
 
+/// The host's TSC.
+pub fn host_tsc() -> u64 {
+    // SAFETY: every x86-64 processor has RDTSC, and Linux lets programs use it unless they ask it not to.
+    unsafe { std::arch::x86_64::_rdtsc() }
+}
+
 /// A port access, once or, by a string instruction, several times.
 pub struct Pio<'a> {
     pub port: u16,
@@ -155,6 +162,12 @@ pub fn msr(fd: &mut VcpuFd) -> Msr<'_> {
     // SAFETY: called after one of these two, of which the union holds `msr`; all of its bits are integers.
     let m = unsafe { &mut fd.get_kvm_run().__bindgen_anon_1.msr };
     Msr { index: m.index, data: &mut m.data, error: &mut m.error }
+}
+
+/// What stopped it, after KVM_EXIT_DEBUG.
+pub fn debug_exit(fd: &mut VcpuFd) -> kvm_debug_exit_arch {
+    // SAFETY: called after KVM_EXIT_DEBUG, of which the union holds `debug`; all of its bits are integers.
+    unsafe { fd.get_kvm_run().__bindgen_anon_1.debug.arch }
 }
 
 /// The hardware's reason, after KVM_EXIT_FAIL_ENTRY.

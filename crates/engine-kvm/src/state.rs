@@ -260,6 +260,11 @@ pub fn in_flight(e: &kvm_vcpu_events) -> bool {
     e.exception.injected != 0 || e.exception.pending != 0 || e.interrupt.injected != 0 || e.nmi.injected != 0
 }
 
+/// Whether an NMI is what the processor takes next.
+pub fn nmi_next(e: &kvm_vcpu_events) -> bool {
+    e.nmi.pending != 0 && e.nmi.masked == 0 && e.interrupt.shadow == 0
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,13 +1,14 @@
 //! The loop around KVM_RUN.
 
+use crate::debug::{Debugger, Meaning};
 use crate::engine::unavailable;
 use crate::kick::Kicker;
-use crate::msrs::{Effect, OwnMsrs};
+use crate::msrs::{Clocks, Effect, OwnMsrs};
 use crate::state::{self, InKvm};
 use crate::vm::Shared;
 use crate::{cpuid, host_error, msrs, raw};
 use kvm_bindings::{
-    KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO,
+    KVM_EXIT_DEBUG, KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO,
     KVM_EXIT_IRQ_WINDOW_OPEN, KVM_EXIT_MMIO, KVM_EXIT_SET_TPR, KVM_EXIT_SHUTDOWN, KVM_EXIT_X86_RDMSR,
     KVM_EXIT_X86_WRMSR, KVM_INTERNAL_ERROR_EMULATION, KVM_VCPUEVENT_VALID_PAYLOAD,
 };
@@ -18,7 +19,7 @@ use ringer_arch::regs::{cr0, rflags};
 use ringer_arch::seg::sreg;
 use ringer_arch::state::VcpuState;
 use ringer_arch::{MpState, msr};
-use ringer_engine::{CpuIo, EngineError, Exit, Stats, StopToken, Vcpu};
+use ringer_engine::{CpuIo, DebugRequest, DebugStop, EngineError, Exit, Stats, StopToken, Vcpu};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -43,6 +44,8 @@ pub struct KvmVcpu {
     intr: bool,
     /// Another processor has asked this one to leave HLT.
     unhalt: bool,
+    /// An NMI has been sent to KVM, and may not have been delivered yet.
+    nmi: bool,
     /// When it last left KVM: it takes an external interrupt now.
     ready: bool,
     /// When it last left KVM: RFLAGS.IF.
@@ -55,6 +58,7 @@ pub struct KvmVcpu {
     pending_debug: u64,
     /// The MXCSR mask of the state that was loaded.
     mxcsr_mask: [u8; 4],
+    debugger: Debugger,
     stats: Stats,
     failure: Option<String>,
 }
@@ -99,12 +103,14 @@ impl KvmVcpu {
             mp_state: reset.mp_state,
             intr: false,
             unhalt: false,
+            nmi: false,
             ready: false,
             if_flag: false,
             unfinished: false,
             new_apic_base: false,
             pending_debug: 0,
             mxcsr_mask: [0; 4],
+            debugger: Debugger::default(),
             stats: Stats::default(),
             failure: None,
         };
@@ -122,6 +128,11 @@ impl KvmVcpu {
         let apic_base = self.io.msr_read(msr::APIC_BASE).unwrap_or(0xfee0_0800);
         let loaded = state::load(&self.fd, &self.has, s, self.io.cr8(), apic_base);
         loaded.map_err(|_| EngineError::BadState("KVM does not take it"))?;
+        let now = raw::sregs2(&self.fd).map_err(host_error("reading the processor's state"))?;
+        if (now.cr0, now.cr3, now.cr4, now.efer) != (s.cr0, s.cr3, s.cr4, s.efer) {
+            let why = "this KVM does not run the guest's paging mode: it changes CR0, CR3, CR4 or EFER";
+            return Err(unavailable(why.to_owned()));
+        }
         match msrs::load(&self.fd, self.model(), &s.msrs) {
             Ok(true) => {}
             Ok(false) => return Err(EngineError::BadState("an MSR holds a value that it cannot take")),
@@ -130,9 +141,11 @@ impl KvmVcpu {
         self.own = own;
         self.mp_state = s.mp_state;
         self.unhalt = s.unhalt;
+        self.nmi = s.nmi_pending;
+        self.debugger.new_state();
         self.pending_debug = s.pending_debug;
         self.mxcsr_mask.copy_from_slice(&s.xsave[28..32]);
-        self.ready = false;
+        self.ready = !s.interrupt_shadow;
         self.if_flag = s.rflags & rflags::IF != 0;
         self.new_apic_base = false;
         Ok(())
@@ -172,7 +185,11 @@ impl KvmVcpu {
                 self.poll()?;
             }
             if self.mp_state != MpState::Running {
+                let halted = self.mp_state == MpState::Halted;
                 self.sleep()?;
+                if halted && self.mp_state == MpState::Running && self.debugger.steps() {
+                    return Ok(Exit::Debug(DebugStop::Step));
+                }
                 continue;
             }
             if self.new_apic_base {
@@ -192,6 +209,7 @@ impl KvmVcpu {
         self.unhalt |= p.unhalt;
         if p.nmi {
             self.fd.nmi().map_err(host_error("sending an NMI"))?;
+            self.nmi = true;
         }
         if p.init {
             self.init()?;
@@ -264,7 +282,8 @@ impl KvmVcpu {
 
     /// Gives KVM the interrupt that waits, if the processor takes one, or has it say when it does.
     fn inject(&mut self) -> Done<()> {
-        if self.intr && self.ready && self.if_flag {
+        // A debugger's step is one instruction.
+        if self.intr && self.ready && self.if_flag && !self.debugger.steps() && !self.nmi_first()? {
             if let Some(vector) = self.io.acknowledge() {
                 raw::interrupt(&self.fd, vector).map_err(host_error("sending an interrupt"))?;
                 self.stats.interrupts += 1;
@@ -272,12 +291,24 @@ impl KvmVcpu {
             }
             self.poll()?;
         }
-        self.fd.get_kvm_run().request_interrupt_window = u8::from(self.intr);
+        self.fd.get_kvm_run().request_interrupt_window = u8::from(self.intr && !self.debugger.steps());
         Ok(())
+    }
+
+    /// Whether an NMI comes before the interrupt. KVM would put what it is given by KVM_INTERRUPT first.
+    fn nmi_first(&mut self) -> Done<bool> {
+        if !self.nmi {
+            return Ok(false);
+        }
+        let e = self.fd.get_vcpu_events().map_err(host_error("asking for pending events"))?;
+        self.nmi = e.nmi.pending != 0;
+        Ok(state::nmi_next(&e))
     }
 
     /// Enters KVM and does what it comes out for.
     fn enter(&mut self, how: Enter) -> Done<Option<Exit>> {
+        let own_step = how == Enter::Run && self.must_step()?;
+        self.debugger.arm(&self.fd, own_step).map_err(host_error("setting what a debugger wants"))?;
         let cr8 = self.io.cr8();
         let run = self.fd.get_kvm_run();
         run.cr8 = cr8;
@@ -308,6 +339,31 @@ impl KvmVcpu {
         }
     }
 
+    /// Whether KVM, which misses short windows, must come out after each instruction to deliver what waits in time. Not while it
+    /// delivers something: the trap flag would be in what it pushes.
+    fn must_step(&mut self) -> Done<bool> {
+        if !self.shared.quirks.coarse_window || !self.intr && !self.nmi || self.debugger.steps() {
+            return Ok(false);
+        }
+        let e = self.fd.get_vcpu_events().map_err(host_error("asking for pending events"))?;
+        self.nmi = e.nmi.pending != 0;
+        Ok(!state::in_flight(&e) && (self.intr || self.nmi) && !state::nmi_next(&e))
+    }
+
+    /// After KVM_EXIT_DEBUG.
+    fn debug_exit(&mut self) -> Done<Option<Exit>> {
+        let exit = raw::debug_exit(&mut self.fd);
+        match self.debugger.meaning(&exit) {
+            Meaning::Stop(stop) => return Ok(Some(Exit::Debug(stop))),
+            Meaning::GoOn => {}
+            Meaning::Guest(trap) => {
+                self.pending_debug |= trap;
+                self.deliver_debug_trap()?;
+            }
+        }
+        Ok(None)
+    }
+
     /// Does what KVM came out for.
     fn serve(&mut self) -> Done<Option<Exit>> {
         let reason = self.fd.get_kvm_run().exit_reason;
@@ -315,7 +371,14 @@ impl KvmVcpu {
             KVM_EXIT_IO => self.port(),
             KVM_EXIT_MMIO => self.mmio(),
             KVM_EXIT_X86_RDMSR | KVM_EXIT_X86_WRMSR => return self.msr(reason == KVM_EXIT_X86_WRMSR),
-            KVM_EXIT_HLT => self.mp_state = MpState::Halted,
+            KVM_EXIT_DEBUG => return self.debug_exit(),
+            KVM_EXIT_HLT => {
+                self.mp_state = MpState::Halted;
+                self.debugger.passed();
+                if self.debugger.steps() {
+                    return Ok(Some(Exit::Debug(DebugStop::Step)));
+                }
+            }
             KVM_EXIT_INTR | KVM_EXIT_IRQ_WINDOW_OPEN | KVM_EXIT_SET_TPR => {}
             KVM_EXIT_SHUTDOWN => return Ok(Some(Exit::TripleFault)),
             KVM_EXIT_INTERNAL_ERROR => return Ok(Some(self.internal_error())),
@@ -360,13 +423,16 @@ impl KvmVcpu {
 
     fn msr(&mut self, write: bool) -> Done<Option<Exit>> {
         self.unfinished = true;
+        let index = raw::msr(&mut self.fd).index;
+        let clocks = self.clocks(index)?;
         let m = raw::msr(&mut self.fd);
         let model = &self.shared.params.cpu;
+        let io = self.io.as_ref();
         let mut effect = Effect::None;
         let done = if write {
-            self.own.write(model, self.io.as_ref(), m.index, *m.data).map(|e| effect = e)
+            self.own.write(model, io, clocks, m.index, *m.data).map(|e| effect = e)
         } else {
-            self.own.read(model, self.io.as_ref(), m.index).map(|v| *m.data = v)
+            self.own.read(model, io, clocks, m.index).map(|v| *m.data = v)
         };
         *m.error = u8::from(done.is_none());
         match effect {
@@ -375,6 +441,17 @@ impl KvmVcpu {
             Effect::ApicBase => self.new_apic_base = true,
         }
         Ok(None)
+    }
+
+    /// What an access to the MSR needs of the clocks. As they drift apart, the guest's TSC is asked for rather than computed.
+    fn clocks(&self, index: u32) -> Done<Clocks> {
+        let machine = self.io.tsc();
+        let guest = match index {
+            _ if self.shared.quirks.fixed_tsc => raw::host_tsc(),
+            msr::TSC | msr::TSC_DEADLINE => msrs::tsc(&self.fd).map_err(host_error("reading the TSC"))?,
+            _ => 0,
+        };
+        Ok(Clocks { guest, machine })
     }
 
     fn internal_error(&mut self) -> Exit {
@@ -448,7 +525,10 @@ impl KvmVcpu {
         if exit != Exit::Stopped {
             return Ok(exit);
         }
-        Ok(self.settle()?.unwrap_or(Exit::Stopped))
+        let Some(exit) = self.settle()? else { return Ok(Exit::Stopped) };
+        // What came in the meantime is told first; the request stays raised.
+        self.stop.raise(StopToken::STOP);
+        Ok(exit)
     }
 
     /// Tells KVM of the debug trap that the state came with.
@@ -468,6 +548,7 @@ impl KvmVcpu {
         e.exception.injected = 1;
         e.exception.nr = vector::DB;
         e.flags &= !KVM_VCPUEVENT_VALID_PAYLOAD;
+        self.ready = false;
         self.fd.set_vcpu_events(&e).map_err(&failed)
     }
 }
@@ -522,6 +603,10 @@ impl Vcpu for KvmVcpu {
         self.load(s).inspect_err(|_| {
             let _was_accepted = self.load(&before);
         })
+    }
+
+    fn set_debug(&mut self, request: &DebugRequest) -> Result<(), EngineError> {
+        self.debugger.set(request)
     }
 
     fn failure(&self) -> Option<&str> {

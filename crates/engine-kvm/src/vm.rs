@@ -2,6 +2,7 @@
 
 use crate::engine::{create_vcpu, create_vm, unavailable};
 use crate::kick::Kicker;
+use crate::quirks::{Quirks, quirks};
 use crate::tsc::MachineTsc;
 use crate::vcpu::KvmVcpu;
 use crate::{cpuid, host_error, msrs, raw};
@@ -13,8 +14,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// Three pages and one, below the firmware's at 4 GiB and above RAM, that KVM uses where the processor cannot run real mode by itself
 /// (Linux Documentation/virt/kvm/api.rst 4.5, 4.43).
-const TSS: usize = 0xfffb_d000;
-const IDENTITY_MAP: u64 = 0xfffb_c000;
+pub const TSS: usize = 0xfffb_d000;
+pub const IDENTITY_MAP: u64 = 0xfffb_c000;
 
 /// What the processors of a machine share. Keeps RAM mapped for as long as one of them lives.
 pub struct Shared {
@@ -22,6 +23,7 @@ pub struct Shared {
     pub vm: VmFd,
     pub tsc: MachineTsc,
     pub scales_tsc: bool,
+    pub quirks: Quirks,
     pub run_size: usize,
     /// KVM keeps a log of what is written.
     logging: AtomicBool,
@@ -99,6 +101,7 @@ impl KvmVm {
         let vm = create_vm(kvm)?;
         let shared = Shared {
             tsc: MachineTsc::default(),
+            quirks: quirks(kvm)?,
             scales_tsc: kvm.check_extension_int(Cap::TscControl) > 0,
             run_size: kvm.get_vcpu_mmap_size().map_err(host_error("asking for the size of the run area"))?,
             vm,
@@ -109,7 +112,7 @@ impl KvmVm {
         let vm = &shared.vm;
         vm.set_tss_address(TSS).map_err(host_error("placing the TSS"))?;
         vm.set_identity_map_address(IDENTITY_MAP).map_err(host_error("placing the identity map"))?;
-        msrs::filter(vm)?;
+        msrs::filter(vm, shared.quirks.fixed_tsc)?;
         raw::set_memory(vm, &shared.params.memory, false).map_err(host_error("giving it the guest's RAM"))?;
         Ok(KvmVm(Arc::new(shared)))
     }

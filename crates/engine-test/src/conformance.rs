@@ -6,13 +6,13 @@ use ringer_engine::{Engine, Needs, Probe};
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// A check that an engine cannot pass.
 #[derive(Clone, Copy, Debug)]
 pub struct Exception {
-    /// The engine's name, or `hand-over` for columns in which processors are handed over.
+    /// The engine's name, [`EMULATED`], or `hand-over` for columns in which processors are handed over.
     pub on: &'static str,
     /// The check's name.
     pub check: &'static str,
@@ -20,8 +20,75 @@ pub struct Exception {
     pub why: &'static str,
 }
 
+/// An exception of a KVM that emulates ring 0.
+const fn emulated(check: &'static str, why: &'static str) -> Exception {
+    Exception { on: EMULATED, check, why }
+}
+
+/// In [`Exception::on`]: a KVM that does not run both rings on the processor, as its probe finds.
+pub const EMULATED: &str = "kvm, emulated";
+
 /// All exceptions. The same table stands in docs/conformance.md.
-pub const EXCEPTIONS: &[Exception] = &[];
+pub const EXCEPTIONS: &[Exception] = &[
+    emulated("a page fault in a page fault is #DF(0)", "CR2 is the second fault's address, not the first's"),
+    emulated(
+        "#NP in the delivery of #UD is #NP with the gate's index",
+        "the emulator makes a double fault of it",
+    ),
+    emulated("#PF in the delivery of #DE is #PF", "the emulator makes a triple fault of it"),
+    emulated("#BP and #OF return behind INT3 and INTO", "the emulator has no INT3 and no INTO"),
+    emulated("#BR of BOUND", "the emulator has no BOUND"),
+    emulated(
+        "#UD of UD2, of LOCK where it may not be, and of forms that 64-bit mode has not",
+        "the emulator gives up on opcodes that do not exist",
+    ),
+    emulated("#AC in ring 3 with CR0.AM and RFLAGS.AC", "alignment checks stay on in ring 3"),
+    emulated("faults push RF, traps do not", "the emulator has no INT3"),
+    emulated("POPF at ring 0 and ring 3 changes what it may", "the emulator has no INT in protected mode"),
+    emulated("CR8 holds back interrupts of its class and below", "it does not come out when CR8 is lowered"),
+    emulated("an NMI comes in spite of IF and before an interrupt", "it does not come out behind IRET"),
+    emulated("NMIs are blocked until IRET", "it does not come out behind IRET"),
+    emulated("IRET that sets IF lets a waiting interrupt in at once", "it does not come out behind IRET"),
+    emulated(
+        "an NMI in ring 3 runs on the stack of its IST",
+        "ring 3 has no port access, whatever IOPL and the map say",
+    ),
+    emulated("interrupts in real and in protected mode", "the emulator has no IRET in 32-bit protected mode"),
+    emulated(
+        "CR3, CR4 and CR0 refuse what they must",
+        "the emulator lets CR0 be loaded without PE in long mode",
+    ),
+    emulated(
+        "REP INS faults in the middle with its registers exact",
+        "a chunk that faults is taken back whole",
+    ),
+    emulated("MMIO without paging, with 32-bit paging and with PAE", "it has no paging outside long mode"),
+    emulated(
+        "accessed and dirty bits are set by the accesses that must, on all levels",
+        "it has no paging outside long mode",
+    ),
+    emulated("large pages of 2 MiB, 4 MiB (PSE) and 1 GiB", "it has no paging outside long mode"),
+    emulated("PSE-36: bits 39:32 of a 4 MiB page's frame", "it has no paging outside long mode"),
+    emulated("INVLPG and MOV CR3 let a changed entry be seen", "it has no paging outside long mode"),
+    emulated(
+        "PAE loads its PDPTEs with CR3, and refuses reserved bits",
+        "it has no paging outside long mode",
+    ),
+    emulated("paging is turned on and off by CR0", "it has no paging outside long mode"),
+    emulated(
+        "a page that is not there: reads, writes, fetches, at both rings",
+        "it has no paging outside long mode",
+    ),
+    emulated("a read-only page, by CR0.WP and ring", "it has no paging outside long mode"),
+    emulated("a supervisor page from ring 3", "it has no paging outside long mode"),
+    emulated("reserved bits in a page-table entry", "it has no paging outside long mode"),
+    emulated("a page that may not be executed", "it has no paging outside long mode"),
+    emulated(
+        "a write over two pages faults at the second and writes nothing",
+        "it has no paging outside long mode",
+    ),
+    emulated("an instruction over two pages faults at the second", "it has no paging outside long mode"),
+];
 
 /// One column: an engine, or several that processors are handed around.
 pub struct Column {
@@ -131,7 +198,16 @@ pub fn exception(column: &str, check: &str) -> Option<&'static Exception> {
     if on.len() > 1 {
         on.push("hand-over");
     }
+    if on.contains(&"kvm") && kvm_is_emulated() {
+        on.push(EMULATED);
+    }
     EXCEPTIONS.iter().find(|e| e.check == check && on.contains(&e.on))
+}
+
+fn kvm_is_emulated() -> bool {
+    static FOUND: OnceLock<bool> = OnceLock::new();
+    let probe = || ringer_vmm::choose("kvm").map(|c| c.engine.probe());
+    *FOUND.get_or_init(|| matches!(probe(), Ok(Probe::Slow(_))))
 }
 
 fn cell(column: &str, check: &str, report: Report) -> Cell {
