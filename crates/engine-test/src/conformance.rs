@@ -62,32 +62,7 @@ pub const EXCEPTIONS: &[Exception] = &[
         "REP INS faults in the middle with its registers exact",
         "a chunk that faults is taken back whole",
     ),
-    emulated("MMIO without paging, with 32-bit paging and with PAE", "it has no paging outside long mode"),
-    emulated(
-        "accessed and dirty bits are set by the accesses that must, on all levels",
-        "it has no paging outside long mode",
-    ),
-    emulated("large pages of 2 MiB, 4 MiB (PSE) and 1 GiB", "it has no paging outside long mode"),
-    emulated("PSE-36: bits 39:32 of a 4 MiB page's frame", "it has no paging outside long mode"),
-    emulated("INVLPG and MOV CR3 let a changed entry be seen", "it has no paging outside long mode"),
-    emulated(
-        "PAE loads its PDPTEs with CR3, and refuses reserved bits",
-        "it has no paging outside long mode",
-    ),
     emulated("paging is turned on and off by CR0", "it has no paging outside long mode"),
-    emulated(
-        "a page that is not there: reads, writes, fetches, at both rings",
-        "it has no paging outside long mode",
-    ),
-    emulated("a read-only page, by CR0.WP and ring", "it has no paging outside long mode"),
-    emulated("a supervisor page from ring 3", "it has no paging outside long mode"),
-    emulated("reserved bits in a page-table entry", "it has no paging outside long mode"),
-    emulated("a page that may not be executed", "it has no paging outside long mode"),
-    emulated(
-        "a write over two pages faults at the second and writes nothing",
-        "it has no paging outside long mode",
-    ),
-    emulated("an instruction over two pages faults at the second", "it has no paging outside long mode"),
 ];
 
 /// One column: an engine, or several that processors are handed around.
