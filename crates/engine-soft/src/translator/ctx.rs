@@ -39,6 +39,10 @@ pub mod exit {
     pub const STALE: u32 = 6;
     /// Block `arg` needs the x87 state loaded.
     pub const X87: u32 = 7;
+    /// The loop that link `arg` closes has gone round often.
+    pub const HOT: u32 = 8;
+    /// The soft TLB has no entry for `lin`; what the access is stands at `arg`: [`super::Ctx::look`].
+    pub const LOOK: u32 = 9;
 }
 
 /// See the module.
@@ -99,7 +103,8 @@ pub struct Ctx {
     pub kernel_gs_base: u64,
     /// An interrupt waits for IF.
     pub irq: u32,
-    pub _pad3: u32,
+    /// Of an access without an entry: whether it writes.
+    pub look: u32,
     pub jumps: [Jump; JUMPS],
     pub log: [[u32; LOG_LEN]; LOGS],
 }
@@ -136,6 +141,7 @@ pub mod off {
     pub const GS_BASE: i32 = offset_of!(Ctx, gs_base) as i32;
     pub const KERNEL_GS_BASE: i32 = offset_of!(Ctx, kernel_gs_base) as i32;
     pub const IRQ: i32 = offset_of!(Ctx, irq) as i32;
+    pub const LOOK: i32 = offset_of!(Ctx, look) as i32;
     pub const JUMPS: i32 = offset_of!(Ctx, jumps) as i32;
     pub const LOG: i32 = offset_of!(Ctx, log) as i32;
     pub const BASE: i32 = offset_of!(Ctx, base) as i32;

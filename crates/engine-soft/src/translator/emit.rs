@@ -12,7 +12,7 @@ use super::ctx::{off, spilled};
 use super::flow::within_reach;
 use super::groups::{self, Insn, Member, number};
 use super::key;
-use super::store::{Block, LEAST_CODE, MOST_CODE, MOST_SITES, NONE, Op, Second, Store, push};
+use super::store::{Block, LEAST_CODE, MOST_CODE, NONE, Op, Store, Versions, push};
 use crate::cpu::Cpu;
 use crate::host::Unit;
 use crate::sites::Site;
@@ -44,12 +44,17 @@ pub(super) enum Flags {
 pub(super) enum Cold {
     /// A site that missed: where it comes from, and the site.
     Miss { from: Patch, site: u32, write: bool },
-    /// An access that is not for a site: the interpreter executes op.
+    /// The soft TLB has no entry for an access of `size` bytes: R11 names the one that is not it, R10 is the address less its tag. The
+    /// code goes on at `resume`.
+    Table { from: Patch, resume: usize, size: u64, write: bool },
+    /// The interpreter executes op.
     Interp { from: Patch, op: u32 },
     /// A link's way out; `patched` if `from` is the jump that is patched.
     Link { from: Vec<Patch>, link: u32 },
     /// A conditional jump's way to a place that takes more than a jump.
     Goto { from: Patch, target: i64, ip: i64, executed: u32 },
+    /// A loop has gone round often.
+    Hot { from: Patch, link: u32 },
     /// The jump cache does not have it. `reload`: R11 is to be loaded from the entry that R10 names.
     Indirect { from: Patch, reload: Patch, op: u32 },
 }
@@ -64,15 +69,6 @@ pub struct Source<'a> {
     pub key: u32,
     /// They are one instruction that goes on in the next page.
     pub straddles: bool,
-}
-
-/// Versions of the code that a block is translated from.
-#[derive(Clone, Copy, Debug)]
-pub struct Versions {
-    /// Of its page.
-    pub first: u32,
-    /// The page it goes on in, and its version.
-    pub second: Option<(u64, u32)>,
 }
 
 /// Decodes the instructions of a block, at most to the end of the bytes. It goes on behind a few conditional jumps, but not into
@@ -123,7 +119,8 @@ pub fn decode(cpu: &Cpu, store: &mut Store, s: &Source<'_>, into: &mut Vec<Insn>
         last.class = Class::InterpLast;
     }
     if s.key & key::BITS64 != 0 {
-        groups::find(into);
+        let page = s.gpa & !0xfff;
+        groups::find(into, |i| store.may_group(page | i.ip() & 0xfff));
     }
     len
 }
@@ -134,7 +131,7 @@ pub fn translate(
     cpu: &mut Cpu,
     s: &Source<'_>,
     insns: &[Insn],
-    versions: Versions,
+    mut versions: Versions,
     count: bool,
 ) -> Option<u32> {
     let len: usize = insns.iter().map(|n| n.i.len()).sum();
@@ -148,7 +145,7 @@ pub fn translate(
         a,
         block: store.blocks.len() as u32,
         code: (base - store.area.exec()) as u32,
-        first_site: store.site_op.len() as u32,
+        hot: store.is_hot(s.gpa),
         store,
         cpu,
         key: s.key,
@@ -161,11 +158,10 @@ pub fn translate(
         executed: 0,
         ip: 0,
     };
-    let second = versions.second.map(|(gpa, version)| {
-        let gen_site = e.store.new_gen_site(&e.cpu.mmu.sites);
-        e.check_generation(gen_site);
-        Box::new(Second { gpa, version, gen_site })
-    });
+    if let Some(second) = &mut versions.second {
+        second.gen_site = e.store.new_gen_site(&e.cpu.mmu.sites);
+        e.check_generation(second.gen_site);
+    }
     e.prologue(vec, x87);
     let mut open = true;
     for n in insns {
@@ -189,20 +185,22 @@ pub fn translate(
     }
     let block = Block {
         gpa: s.gpa,
-        key: s.key,
+        key: s.key as u8,
         code: 0,
         code_len: 0,
-        bytes: (0, 0),
-        ops: (first_op, e.store.ops.len() as u32),
+        bytes: 0,
+        len: 0,
+        first_op,
         incoming: NONE,
         alive: true,
+        hot: e.hot,
         vec,
         x87,
-        second,
+        straddles: false,
     };
     let Emit { a, store, .. } = e;
     debug_assert!(a.pos() < MOST_CODE);
-    let n = store.add(block, versions.first, &s.bytes[..len], &a.code);
+    let n = store.add(block, versions, &s.bytes[..len], &a.code);
     store.asm = a;
     n
 }
@@ -214,7 +212,8 @@ pub(super) struct Emit<'a> {
     pub(super) block: u32,
     /// Offset of the block's code in the area.
     pub(super) code: u32,
-    pub(super) first_site: u32,
+    /// What runs here runs often: its accesses are worth sites.
+    pub(super) hot: bool,
     pub(super) key: u32,
     pub(super) flags: Flags,
     pub(super) cold: Vec<Cold>,
@@ -304,10 +303,9 @@ impl Emit<'_> {
             len: i.len() as u8,
             before: self.executed as u8,
             insns: 1,
-            decoded: 0,
             undo: 0,
             start: self.code + self.a.pos() as u32,
-            next: 0,
+            gap: 0,
         };
         push(&mut self.store.ops, op);
         self.store.ops.len() as u32 - 1
@@ -315,7 +313,9 @@ impl Emit<'_> {
 
     /// The op of `i` ends here.
     pub(super) fn close_op(&mut self, op: u32) {
-        self.store.ops[op as usize].next = self.code + self.a.pos() as u32;
+        let here = self.code + self.a.pos() as u32;
+        let o = &mut self.store.ops[op as usize];
+        o.gap = (here - o.start) as u16;
     }
 
     /// Emits one instruction; false if nothing comes after it.
@@ -392,7 +392,7 @@ impl Emit<'_> {
     pub(super) fn interp_last(&mut self, i: &Instruction) {
         self.interp(i);
         if let Some(op) = self.store.ops.last_mut() {
-            op.next = 0;
+            op.gap = 0;
         }
     }
 
@@ -475,15 +475,12 @@ impl Emit<'_> {
     /// Turns the guest address in R10 into the host's of `size` bytes, or leaves for op. R11 is lost on the slow way; the flags
     /// are in the context alone after it.
     pub(super) fn check(&mut self, op: u32, i: &Instruction, size: u64, write: bool) {
-        self.spill();
         let limit = (4096 - size) as i32;
         let gpa = self.gpa_page | i.ip() & 0xfff;
-        if self.store.scattered.contains(&gpa)
-            || self.store.site_op.len() as u32 - self.first_site >= MOST_SITES - 80
-        {
-            self.check_table(op, limit, write);
-        } else {
-            let site = self.store.new_site(&self.cpu.mmu.sites, op, size, write, REFILLS);
+        self.spill();
+        let sites = &self.cpu.mmu.sites;
+        if self.hot && !self.store.scattered.contains_key(&gpa) {
+            let site = self.store.new_site(sites, op, size, write, REFILLS);
             let p = self.store.area.site(site);
             self.a.sub(R10, rip(p + offset_of!(Site, tag) as u64));
             self.a.cmp_imm(R10, limit);
@@ -491,12 +488,14 @@ impl Emit<'_> {
             self.a.add(R10, rip(p + offset_of!(Site, host) as u64));
             self.store.set_resume(site, self.code + self.a.pos() as u32);
             self.cold.push(Cold::Miss { from, site, write });
+        } else {
+            self.check_table(size, write);
         }
         self.clobber();
     }
 
     /// The same by the soft TLB itself.
-    pub(super) fn check_table(&mut self, op: u32, limit: i32, write: bool) {
+    fn check_table(&mut self, size: u64, write: bool) {
         use crate::mmu::{ENTRIES, Entry};
         let tag = if write { offset_of!(Entry, write) } else { offset_of!(Entry, read) } as i32;
         let a = &mut self.a;
@@ -505,10 +504,11 @@ impl Emit<'_> {
         a.and_imm32(R11, ((ENTRIES - 1) * size_of::<Entry>()) as i32);
         a.add(R11, ctx(off::TABLE));
         a.sub(R10, at(R11, tag));
-        a.cmp_imm(R10, limit);
+        a.cmp_imm(R10, (4096 - size) as i32);
         let from = a.jcc(cc::A);
         a.add(R10, at(R11, offset_of!(Entry, host) as i32));
-        self.cold.push(Cold::Interp { from, op });
+        let resume = a.pos();
+        self.cold.push(Cold::Table { from, resume, size, write });
     }
 
     /// Moves RSP by `by`, leaving the flags.
@@ -645,7 +645,9 @@ impl Cold {
     pub(super) fn position(&self) -> Option<usize> {
         match self {
             Cold::Miss { from, .. }
+            | Cold::Table { from, .. }
             | Cold::Interp { from, .. }
+            | Cold::Hot { from, .. }
             | Cold::Goto { from, .. }
             | Cold::Indirect { from, .. } => Some(from.0),
             Cold::Link { from, .. } => from.first().map(|p| p.0),

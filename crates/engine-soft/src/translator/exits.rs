@@ -13,11 +13,14 @@ const MOST: usize = 30;
 #[derive(Debug, Default)]
 pub struct Exits {
     /// By [`super::ctx::exit`].
-    pub kinds: [u64; 8],
+    pub kinds: [u64; 10],
     /// Instructions that the interpreter executed in the middle of blocks.
     pub interpreted: HashMap<Mnemonic, u64>,
     /// Sites filled by a page walk, or from an entry that the miss stub could not take.
     pub filled: u64,
+    /// Why sites that missed were not filled: the access lies in two pages, it raises an exception, its page has no fast entry, or (the
+    /// accesses of a group) one of these.
+    pub unfilled: [u64; 4],
     /// Entries from outside, and those of them that neither the jump cache nor a link knew.
     pub dispatched: u64,
     #[allow(missing_docs)]
@@ -34,11 +37,13 @@ impl Exits {
 
 impl fmt::Display for Exits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names = ["", "link", "indirect", "interpreter", "memory", "fault", "stale", "x87"];
+        let names = ["", "link", "indirect", "interpreter", "memory", "fault", "stale", "x87", "hot", "look"];
         for (name, n) in names.iter().zip(self.kinds).skip(1) {
             write!(f, "{name} {n}, ")?;
         }
         writeln!(f, "dispatched {} (looked up {}), filled {}", self.dispatched, self.found, self.filled)?;
+        let [crossing, raised, slow, group] = self.unfilled;
+        writeln!(f, "not filled: crossing {crossing}, exception {raised}, slow {slow}, group {group}")?;
         let mut all: Vec<_> = self.interpreted.iter().collect();
         all.sort_by_key(|(_, n)| std::cmp::Reverse(**n));
         for (m, n) in all.iter().take(MOST) {

@@ -15,8 +15,10 @@ impl Emit<'_> {
         if self.wide() { i.near_branch64() as i64 } else { i64::from(i.near_branch32() as i32) }
     }
 
-    pub(super) fn new_link(&mut self, at: Patch, target: i64, gen_site: Option<u32>) -> u32 {
+    pub(super) fn new_link(&mut self, at: Patch, target: i64, gen_site: u32) -> u32 {
         let (block, at) = (self.block, self.code + at.0 as u32);
+        // Within reach, as all that come here.
+        let target = target as i32;
         push(&mut self.store.links, Link { block, at, unlinked: 0, target, gen_site, to: NONE, next: NONE });
         self.store.links.len() as u32 - 1
     }
@@ -43,9 +45,11 @@ impl Emit<'_> {
         if target <= self.ip || call {
             from.push(self.poll());
         }
-        let gen_site = (!same_page).then(|| self.store.new_gen_site(&self.cpu.mmu.sites));
-        if let Some(s) = gen_site {
-            let p = self.store.area.site(s);
+        let round = same_page && !call && target <= self.ip && !self.hot;
+        let counted = round.then(|| self.count_round());
+        let gen_site = if same_page { NONE } else { self.store.new_gen_site(&self.cpu.mmu.sites) };
+        if !same_page {
+            let p = self.store.area.site(gen_site);
             self.a.load(R11, rip(p));
             self.a.cmp(R11, ctx(off::GEN));
             from.push(self.a.jcc(cc::NE));
@@ -59,8 +63,19 @@ impl Emit<'_> {
             // It is not taken before it leads somewhere.
             self.a.bind(p);
         }
+        if let Some(from) = counted {
+            self.cold.push(Cold::Hot { from, link });
+        }
         self.cold.push(Cold::Link { from, link });
         self.flags = Flags::Context;
+    }
+
+    /// Counts a way back within the page; the jump that leaves when it was gone often. The flags are lost.
+    fn count_round(&mut self) -> Patch {
+        let sites = &self.cpu.mmu.sites;
+        let site = self.store.new_counter(sites);
+        self.a.add_mem_imm(rip(self.store.area.site(site)), -1, false);
+        self.a.jcc(cc::S)
     }
 
     pub(super) fn jump(&mut self, i: &Instruction) -> bool {
@@ -109,7 +124,7 @@ impl Emit<'_> {
         } else {
             let from = self.a.jcc(cond);
             if (0..4096).contains(&target) && !backward && !self.count {
-                let link = self.new_link(from, target, None);
+                let link = self.new_link(from, target, NONE);
                 self.cold.push(Cold::Link { from: vec![from], link });
             } else {
                 self.cold.push(Cold::Goto { from, target, ip: self.ip, executed: self.executed + 1 });
@@ -246,6 +261,19 @@ impl Emit<'_> {
                 self.a.bind(from);
                 self.a.lea(R11, rip(p));
                 self.a.jmp_to(stubs.miss[usize::from(write)]);
+            }
+            Cold::Table { from, resume, size, write } => {
+                self.a.bind(from);
+                self.a.call(stubs.look[usize::from(write)]);
+                // What the code that was left for it reads: where to go on, from here back, and the bytes.
+                let back = (self.a.pos() - resume) as u16;
+                self.a.raw(&back.to_le_bytes());
+                self.a.raw(&(size as u16).to_le_bytes());
+            }
+            Cold::Hot { from, link } => {
+                self.a.bind(from);
+                self.a.mov_imm32(R11, link);
+                self.a.jmp_to(stubs.hot);
             }
             Cold::Interp { from, op } => {
                 self.a.bind(from);

@@ -5,14 +5,14 @@
 //! for other tests (`engine-test`); these show that it is what was meant, and that nothing else changed.
 
 use super::ctx::off;
-use super::emit::{self, Source, Versions};
+use super::emit::{self, Source};
 use super::key;
-use super::store::Store;
+use super::store::{NONE, Second, Store, Versions};
 use super::stubs::Stubs;
 use crate::sites::Site;
 use crate::sys::testing;
 use iced_x86::{
-    Decoder, DecoderOptions, Instruction, OpKind, Register, SpecializedFormatter,
+    Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register, SpecializedFormatter,
     SpecializedFormatterTraitOptions, SymbolResolver, SymbolResult,
 };
 use ringer_arch::cpu::Vendor;
@@ -29,7 +29,7 @@ const CASE: &str = "== ";
 /// A case as its file has it.
 struct Case {
     name: String,
-    /// Words: `64` or `32`, `user` or `kernel`, `scattered`, `count`, `no-fpu`, `@OFFSET`.
+    /// Words: `64` or `32`, `user` or `kernel`, `cold`, `scattered`, `count`, `no-fpu`, `@OFFSET`.
     mode: String,
     bytes: String,
 }
@@ -60,6 +60,9 @@ impl Names {
             (s.load_vec, "load_vec"),
             (s.miss[0], "miss_read"),
             (s.miss[1], "miss_write"),
+            (s.hot, "hot"),
+            (s.look[0], "look_read"),
+            (s.look[1], "look_write"),
         ];
         if let Some((_, name)) = stubs.iter().find(|(at, _)| *at == a) {
             return Some((*name).to_owned());
@@ -169,12 +172,16 @@ fn translated(c: &Case) -> String {
     let straddles = offset as usize + bytes.len() > 4096;
     let s = Source { gpa, bytes: &bytes, key: k, straddles };
     if word("scattered") {
-        store.scattered.extend(gpa..gpa + bytes.len() as u64);
+        (gpa..gpa + bytes.len() as u64).for_each(|a| store.set_scattered(a));
+    }
+    if !word("cold") {
+        store.set_all_hot(gpa);
     }
     let mut insns = Vec::new();
     let len = emit::decode(&cpu, &mut store, &s, &mut insns) as usize;
     assert_eq!(len, bytes.len(), "{}: a block of the first bytes only", c.name);
-    let versions = Versions { first: 0, second: straddles.then_some((PAGE + 0x1000, 0)) };
+    let second = straddles.then_some(Second { gpa: PAGE + 0x1000, version: 0, gen_site: NONE });
+    let versions = Versions { first: 0, second };
     let n = emit::translate(&mut store, &mut cpu, &s, &insns, versions, word("count")).unwrap();
 
     let b = &store.blocks[n as usize];
@@ -191,16 +198,26 @@ fn translated(c: &Case) -> String {
     }
     let host = store.area.code(b.code as usize, b.code_len as usize);
     let mut named = SpecializedFormatter::<Labels>::try_with_options(Some(Box::new(names))).unwrap();
-    for i in &mut Decoder::with_ip(64, &host, code, DecoderOptions::NONE) {
+    let mut d = Decoder::with_ip(64, &host, code, DecoderOptions::NONE);
+    while d.can_decode() {
+        let i = d.decode();
         text.clear();
         named.format(&i, &mut text);
         let at = i.ip() - code;
         let op = store.ops.iter().position(|o| u64::from(o.start - b.code) == at);
         let op = op.map_or(String::new(), |n| format!("op{n}"));
         let _infallible = writeln!(out, "{op:>4} {at:03x}  {text}");
+        if i.mnemonic() == Mnemonic::Call && store.stubs.look.contains(&i.near_branch_target()) {
+            let [back, size] = store.told(i.next_ip());
+            let here = i.next_ip() - code;
+            let to = here - u64::from(back);
+            let _infallible = writeln!(out, "     {here:03x}  {size} bytes, on at {to:03x}");
+            d.set_ip(i.next_ip() + 4);
+            d.set_position(here as usize + 4).unwrap();
+        }
     }
     for (n, o) in store.ops.iter().enumerate() {
-        let next = o.next.checked_sub(b.code).map_or("-".to_owned(), |n| format!("{n:03x}"));
+        let next = o.next().checked_sub(b.code).map_or("-".to_owned(), |n| format!("{n:03x}"));
         let _infallible = write!(out, "  op{n}: guest {:03x}, next {next}", o.offset);
         for (what, v) in [("insns", i32::from(o.insns)), ("undo", i32::from(o.undo))] {
             if v != i32::from(what == "insns") {
@@ -213,10 +230,10 @@ fn translated(c: &Case) -> String {
         let _infallible = writeln!(
             out,
             "  link{n}: to {:x}, jump at {:03x}, unlinked {:03x}{}",
-            l.target,
+            i64::from(l.target),
             l.at - b.code,
             l.unlinked - b.code,
-            l.gen_site.map_or(String::new(), |s| format!(", site{s}"))
+            if l.gen_site == NONE { String::new() } else { format!(", site{}", l.gen_site) }
         );
     }
     out

@@ -211,8 +211,8 @@ struct Open {
     write: bool,
 }
 
-/// Finds the groups of a block of 64-bit code.
-pub fn find(insns: &mut [Insn]) {
+/// Finds the groups of a block of 64-bit code; `may` says whether one may begin with an instruction.
+pub fn find(insns: &mut [Insn], may: impl Fn(&Instruction) -> bool) {
     let mut open: Option<Open> = None;
     for n in 0..insns.len() {
         let this = insns[n];
@@ -233,6 +233,7 @@ pub fn find(insns: &mut [Insn]) {
         }
         if open.is_none()
             && let Some(a) = a
+            && may(&this.i)
         {
             let at = a.offset;
             open = Some(Open {

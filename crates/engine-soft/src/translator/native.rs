@@ -198,11 +198,6 @@ impl Emit<'_> {
             for (g, s, _) in regs.iter() {
                 self.a.load(s, ctx(spilled(g)?));
             }
-            if let Some(op) = op
-                && traps
-            {
-                self.store.ops[op as usize].start = self.code + self.a.pos() as u32;
-            }
             self.encode(out)?;
             if p.pointers {
                 // Not before it: it may find an exception pending, and has not run then.

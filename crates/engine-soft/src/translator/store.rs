@@ -10,7 +10,6 @@ use crate::block::Decoded;
 use crate::cache::Map;
 use crate::sites::{Site, Sites};
 use iced_x86::Encoder;
-use std::collections::HashSet;
 use std::io;
 
 /// What one block may take.
@@ -19,8 +18,16 @@ pub const MOST_CODE: usize = 48 << 10;
 pub const MOST_SITES: u32 = 512;
 /// Entries of any table that one block may take.
 const MOST_ENTRIES: usize = 1024;
-/// Places in [`Store::scattered`].
-const MOST_SCATTERED: usize = 1 << 16;
+/// Places in each of [`Store::scattered`], [`Store::split`] and [`Store::hot`].
+const MOST_PLACES: usize = 1 << 16;
+/// How often the accesses of a group may lie in two pages before each is checked by itself.
+const CROSSINGS: u8 = 8;
+/// Rounds after which a loop is hot.
+const ROUNDS: u64 = 1000;
+/// Bytes of the longest loop that is hot as a whole: the sites of longer ones take more of the host's caches than they save.
+const MOST_LOOP: u64 = 512;
+/// Bytes of code for each entry of [`Store::index`].
+const STRETCH: usize = 1024;
 /// Bytes that [`Store`] writes over a block's start when it is no more, and so the least that a block has.
 pub const LEAST_CODE: usize = 16;
 
@@ -32,26 +39,30 @@ pub const NONE: u32 = u32::MAX;
 pub struct Block {
     /// Guest-physical address of its first byte.
     pub gpa: u64,
-    /// What it was translated under.
-    pub key: u32,
     /// Where its code starts.
     pub code: u32,
-    /// Bytes of code.
-    pub code_len: u32,
-    /// Its guest bytes: where they start in [`Store::guest`], and how many there are.
-    pub bytes: (u32, u16),
-    /// Its first op, and the one after its last.
-    pub ops: (u32, u32),
+    /// Where its guest bytes start in [`Store::guest`].
+    pub bytes: u32,
+    /// Its first op; the next block's is the one after its last.
+    pub first_op: u32,
     /// The first of the links that lead to it, or [`NONE`].
     pub incoming: u32,
+    /// Bytes of code.
+    pub code_len: u16,
+    /// Guest bytes.
+    pub len: u16,
+    /// What it was translated under.
+    pub key: u8,
     /// It may be entered.
     pub alive: bool,
+    /// It was translated as code that runs often.
+    pub hot: bool,
     /// It expects vector state in the host's registers.
     pub vec: bool,
     /// The same of x87 state.
     pub x87: bool,
-    /// Where it goes on, if its only instruction lies in two pages.
-    pub second: Option<Box<Second>>,
+    /// Its only instruction lies in two pages: [`Store::second`].
+    pub straddles: bool,
 }
 
 /// The second page of a block.
@@ -63,6 +74,15 @@ pub struct Second {
     pub version: u32,
     /// The site that holds the generation under which it was found there.
     pub gen_site: u32,
+}
+
+/// Versions of the code that a block is translated from.
+#[derive(Clone, Copy, Debug)]
+pub struct Versions {
+    /// Of its page.
+    pub first: u32,
+    /// The page it goes on in, if it does.
+    pub second: Option<Second>,
 }
 
 /// An instruction that may leave its block.
@@ -78,14 +98,20 @@ pub struct Op {
     pub before: u8,
     /// Instructions that the interpreter executes in its place, it and those behind it.
     pub insns: u8,
-    /// One more than the number of its decoded instruction, once that is made.
-    pub decoded: u32,
     /// What RSP was moved by before an indirect jump.
     pub undo: i8,
     /// Where its code starts, which is where a fault of the host's lies behind.
     pub start: u32,
-    /// Where the code goes on after it; 0 if nothing comes after it in its block.
-    pub next: u32,
+    /// How far behind that the code goes on after it; 0 if nothing comes after it in its block.
+    pub gap: u16,
+}
+
+impl Op {
+    /// Where the code goes on after it, or 0.
+    #[must_use]
+    pub fn next(&self) -> u32 {
+        if self.gap == 0 { 0 } else { self.start + u32::from(self.gap) }
+    }
 }
 
 /// A jump from one block to another.
@@ -98,9 +124,9 @@ pub struct Link {
     /// Where it leads unlinked.
     pub unlinked: u32,
     /// Guest address it leads to, from the start of the block's page.
-    pub target: i64,
-    /// The site that holds the generation under which it is good; none for a jump within the page.
-    pub gen_site: Option<u32>,
+    pub target: i32,
+    /// The site that holds the generation under which it is good; [`NONE`] for a jump within the page.
+    pub gen_site: u32,
     /// The block that it leads to, or [`NONE`].
     pub to: u32,
     /// The next of the links that lead there, or [`NONE`].
@@ -142,9 +168,19 @@ pub struct Store {
     pages: Map<u64, Page>,
     /// Blocks named in `pages` since the last clearing.
     page_places: usize,
+    /// By block with two pages, the second.
+    seconds: Map<u32, Second>,
+    /// For each [`STRETCH`] of code, the first block that starts in it or behind it.
+    index: Vec<u32>,
     decoded: Vec<Decoded>,
+    /// By op, its place in `decoded`.
+    decoded_ops: Map<u32, u32>,
     /// Guest-physical addresses of instructions whose accesses have no locality.
-    pub scattered: HashSet<u64>,
+    pub scattered: Map<u64, ()>,
+    /// By guest-physical address of a group's first instruction, how often its accesses lay in two pages.
+    pub split: Map<u64, u8>,
+    /// By page, a bit for each 64 bytes that are of a loop which has gone round often.
+    hot: Map<u64, u64>,
     /// Where each page with code was entered at, under each generation of code addresses.
     entered: Map<(u64, u64), u64>,
     /// Times that everything was dropped for want of room.
@@ -180,8 +216,13 @@ impl Store {
             by_place: Map::default(),
             pages: Map::default(),
             page_places: 0,
+            seconds: Map::default(),
+            index: Vec::new(),
             decoded: Vec::new(),
-            scattered: HashSet::new(),
+            decoded_ops: Map::default(),
+            scattered: Map::default(),
+            split: Map::default(),
+            hot: Map::default(),
             entered: Map::default(),
             clearings: 0,
             cuts: Vec::new(),
@@ -207,13 +248,13 @@ impl Store {
         if self.pages.get(&page).is_some_and(|p| p.version != version) {
             self.drop_page(page);
         }
-        self.by_place.get(&place(gpa, key)).copied()
+        self.by_place.get(&place(gpa, key as u8)).copied()
     }
 
     /// Whether there is a block at `gpa` translated under `key`; it may be out of date.
     #[must_use]
     pub fn has(&self, gpa: u64, key: u32) -> bool {
-        self.by_place.contains_key(&place(gpa, key))
+        self.by_place.contains_key(&place(gpa, key as u8))
     }
 
     /// Whether there is room for one block more.
@@ -244,10 +285,15 @@ impl Store {
             + vec(self.site_op.len(), self.site_op.capacity(), size_of::<u32>())
             + vec(self.guest.len(), self.guest.capacity(), 1)
             + vec(self.decoded.len(), self.decoded.capacity(), size_of::<Decoded>())
+            + map(self.decoded_ops.len(), self.decoded_ops.capacity(), size_of::<(u32, u32)>())
+            + map(self.seconds.len(), self.seconds.capacity(), size_of::<(u32, Second)>())
+            + self.index.capacity() * size_of::<u32>()
             + map(self.by_place.len(), self.by_place.capacity(), size_of::<(u64, u32)>())
             + map(self.pages.len(), self.pages.capacity(), size_of::<(u64, Page)>())
             + map(self.entered.len(), self.entered.capacity(), size_of::<((u64, u64), u64)>())
             + map(self.scattered.len(), self.scattered.capacity(), size_of::<u64>())
+            + map(self.split.len(), self.split.capacity(), size_of::<(u64, u8)>())
+            + map(self.hot.len(), self.hot.capacity(), size_of::<(u64, u64)>())
             + self.page_places * 2 * size_of::<u32>()
     }
 
@@ -264,11 +310,11 @@ impl Store {
         self.by_place = Map::default();
         self.pages = Map::default();
         self.page_places = 0;
+        self.seconds = Map::default();
+        self.index = Vec::new();
         self.decoded = Vec::new();
+        self.decoded_ops = Map::default();
         self.entered = Map::default();
-        if self.scattered.len() > MOST_SCATTERED {
-            self.scattered = HashSet::new();
-        }
         self.clearings += 1;
     }
 
@@ -282,6 +328,68 @@ impl Store {
     #[must_use]
     pub fn next_code(&self) -> u64 {
         self.area.exec() + self.used as u64
+    }
+
+    /// Whether the code at `gpa` is of a loop that has gone round often.
+    #[must_use]
+    pub fn is_hot(&self, gpa: u64) -> bool {
+        self.hot.get(&(gpa >> 12)).is_some_and(|bits| bits >> (gpa >> 6 & 63) & 1 != 0)
+    }
+
+    /// Takes the loop that block `n` closes by a jump back to `target`, from the start of its page, for one that goes round often: drops
+    /// its blocks, to be translated anew.
+    pub fn set_hot(&mut self, n: u32, target: u64) {
+        let b = &self.blocks[n as usize];
+        let mut from = b.gpa.min(b.gpa & !0xfff | target);
+        let to = b.gpa + u64::from(b.len.saturating_sub(1));
+        if to - from > MOST_LOOP {
+            from = b.gpa;
+        }
+        let (first, last) = (from >> 6 & 63, to >> 6 & 63);
+        let bits = u64::MAX << first & u64::MAX >> (63 - last);
+        remember(&mut self.hot);
+        *self.hot.entry(from >> 12).or_default() |= bits;
+        let Some(p) = self.pages.get(&(from >> 12)) else { return };
+        let inside =
+            |n: &u32| self.blocks.get(*n as usize).is_some_and(|b| b.alive && !b.hot && self.is_hot(b.gpa));
+        let all: Vec<u32> = p.blocks.iter().copied().filter(inside).collect();
+        for n in all {
+            self.drop_block(n);
+        }
+    }
+
+    /// Takes all code of the page of `gpa` for hot.
+    #[cfg(test)]
+    pub fn set_all_hot(&mut self, gpa: u64) {
+        self.hot.insert(gpa >> 12, u64::MAX);
+    }
+
+    /// Notes that the accesses of the instruction at `gpa` have no locality.
+    pub fn set_scattered(&mut self, gpa: u64) {
+        remember(&mut self.scattered);
+        self.scattered.insert(gpa, ());
+    }
+
+    /// Notes that the accesses of the group that begins at `gpa` lie in two pages; true if they have done so often, and are to be checked
+    /// one by one.
+    pub fn crossed(&mut self, gpa: u64) -> bool {
+        remember(&mut self.split);
+        let times = self.split.entry(gpa).or_default();
+        *times = times.saturating_add(1);
+        *times == CROSSINGS
+    }
+
+    /// Whether a group may begin at `gpa`.
+    #[must_use]
+    pub fn may_group(&self, gpa: u64) -> bool {
+        self.split.get(&gpa).is_none_or(|times| *times < CROSSINGS)
+    }
+
+    /// A counter of a loop's rounds.
+    pub fn new_counter(&mut self, sites: &Sites) -> u32 {
+        let n = self.new_site(sites, u32::MAX, 1, false, 0);
+        self.set_gen(n, ROUNDS);
+        n
     }
 
     /// A site for accesses of op `op`.
@@ -317,11 +425,12 @@ impl Store {
     }
 
     /// Puts the finished code of a new block, translated from `bytes`, in place.
-    pub fn add(&mut self, mut b: Block, version: u32, bytes: &[u8], code: &[u8]) -> Option<u32> {
+    pub fn add(&mut self, mut b: Block, versions: Versions, bytes: &[u8], code: &[u8]) -> Option<u32> {
         let n = self.blocks.len() as u32;
         b.code = self.used as u32;
-        b.code_len = code.len() as u32;
-        b.bytes = (self.guest.len() as u32, bytes.len() as u16);
+        b.code_len = u16::try_from(code.len()).ok()?;
+        (b.bytes, b.len) = (self.guest.len() as u32, bytes.len() as u16);
+        b.straddles = versions.second.is_some();
         if self.guest.capacity() - self.guest.len() < bytes.len() {
             self.guest.reserve_exact(growth(self.guest.len()));
         }
@@ -330,12 +439,16 @@ impl Store {
             return None;
         }
         if let Some(m) = &mut self.perf_map {
-            m.add(self.area.exec() + self.used as u64, code.len(), b.gpa, b.key);
+            m.add(self.area.exec() + self.used as u64, code.len(), b.gpa, b.key.into());
         }
         self.used = (self.used + code.len()).next_multiple_of(16);
-        self.note_page(b.gpa >> 12, version, n);
-        if let Some(s) = b.second.as_deref().copied() {
+        self.note_page(b.gpa >> 12, versions.first, n);
+        if let Some(s) = versions.second {
             self.note_page(s.gpa >> 12, s.version, n);
+            self.seconds.insert(n, s);
+        }
+        while self.index.len() <= b.code as usize / STRETCH {
+            self.index.push(n);
         }
         self.by_place.insert(place(b.gpa, b.key), n);
         push(&mut self.blocks, b);
@@ -357,6 +470,13 @@ impl Store {
     #[must_use]
     pub fn code_of(&self, block: u32) -> u64 {
         self.area.exec() + u64::from(self.blocks[block as usize].code)
+    }
+
+    /// The second page of block `n`, if it has one.
+    #[must_use]
+    pub fn second(&self, n: u32) -> Option<Second> {
+        let straddles = self.blocks.get(n as usize).is_some_and(|b| b.straddles);
+        if straddles { self.seconds.get(&n).copied() } else { None }
     }
 
     /// Drops the blocks of a page, by its number.
@@ -411,8 +531,8 @@ impl Store {
             // Its code may be the way out that stands at the block's start now; what it leads to is a way out too.
             return;
         }
-        if let Some(s) = link.gen_site {
-            self.set_gen(s, 0);
+        if link.gen_site != NONE {
+            self.set_gen(link.gen_site, 0);
         }
         self.point(link.at, link.unlinked);
     }
@@ -447,19 +567,18 @@ impl Store {
         }
         let to = self.blocks[block as usize].code;
         self.point(link.at, to);
-        if let Some(s) = link.gen_site {
-            self.set_gen(s, gen_key);
+        if link.gen_site != NONE {
+            self.set_gen(link.gen_site, gen_key);
         }
     }
 
     /// The decoded instruction of op `op`, made by `make` from its bytes the first time.
     pub fn decoded(&mut self, op: u32, make: impl FnOnce(&[u8]) -> Decoded) -> &Decoded {
-        if self.ops[op as usize].decoded == 0 {
-            let d = make(bytes_of(&self.ops, &self.blocks, &self.guest, op));
-            push(&mut self.decoded, d);
-            self.ops[op as usize].decoded = self.decoded.len() as u32;
-        }
-        &self.decoded[self.ops[op as usize].decoded as usize - 1]
+        let n = *self.decoded_ops.entry(op).or_insert_with(|| {
+            push(&mut self.decoded, make(bytes_of(&self.ops, &self.blocks, &self.guest, op)));
+            self.decoded.len() as u32 - 1
+        });
+        &self.decoded[n as usize]
     }
 
     /// The bytes of op `op`.
@@ -476,13 +595,27 @@ impl Store {
         guest_bytes(b, &self.guest).get(from..).unwrap_or_default()
     }
 
+    /// The two numbers that stand in the code at host address `p`.
+    #[must_use]
+    pub fn told(&self, p: u64) -> [u16; 2] {
+        let at = p.wrapping_sub(self.area.exec()) as usize;
+        let b = self.area.code(at, 4);
+        let half = |n: usize| b.get(n..n + 2).map_or(0, |h| u16::from_le_bytes([h[0], h[1]]));
+        [half(0), half(2)]
+    }
+
     /// The op at whose code host address `pc` lies.
     #[must_use]
     pub fn op_at(&self, pc: u64) -> Option<u32> {
         let at = u32::try_from(pc.wrapping_sub(self.area.exec())).ok()?;
-        let n = self.blocks.partition_point(|b| b.code <= at).checked_sub(1)?;
-        let (first, end) = self.blocks[n].ops;
-        let ops = self.ops.get(first as usize..end as usize)?;
+        // The block is the last that starts at or before it.
+        let (low, high) = (at as usize / STRETCH, at as usize / STRETCH + 1);
+        let place = |k: usize| self.index.get(k).map_or(self.blocks.len(), |n| *n as usize);
+        let (low, high) = (place(low).saturating_sub(1), place(high));
+        let n = low + self.blocks.get(low..high)?.partition_point(|b| b.code <= at).checked_sub(1)?;
+        let first = self.blocks[n].first_op;
+        let end = self.blocks.get(n + 1).map_or(self.ops.len(), |b| b.first_op as usize);
+        let ops = self.ops.get(first as usize..end)?;
         let k = ops.partition_point(|o| o.start <= at).checked_sub(1)?;
         Some(first + k as u32)
     }
@@ -500,12 +633,12 @@ impl Store {
 }
 
 /// A block's place under its key: physical addresses have 52 bits.
-fn place(gpa: u64, key: u32) -> u64 {
-    gpa << 8 | u64::from(key as u8)
+fn place(gpa: u64, key: u8) -> u64 {
+    gpa << 8 | u64::from(key)
 }
 
 fn guest_bytes<'a>(b: &Block, guest: &'a [u8]) -> &'a [u8] {
-    &guest[b.bytes.0 as usize..][..usize::from(b.bytes.1)]
+    &guest[b.bytes as usize..][..usize::from(b.len)]
 }
 
 fn bytes_of<'a>(ops: &[Op], blocks: &[Block], guest: &'a [u8], op: u32) -> &'a [u8] {
@@ -518,6 +651,13 @@ fn bytes_of<'a>(ops: &[Op], blocks: &[Block], guest: &'a [u8], op: u32) -> &'a [
 /// By how much a full table of `len` entries grows: an eighth, where [`Vec`] would double. This is what the limit is spent on.
 fn growth(len: usize) -> usize {
     (len / 8).max(2048)
+}
+
+/// Makes room for one entry more in what is remembered of places.
+fn remember<T>(places: &mut Map<u64, T>) {
+    if places.len() >= MOST_PLACES {
+        places.clear();
+    }
 }
 
 /// Pushes to a table.
@@ -551,28 +691,29 @@ mod tests {
             len: 1,
             before: 0,
             insns: 1,
-            decoded: 0,
             undo: 0,
             start: at,
-            next: 0,
+            gap: 0,
         };
         push(&mut s.ops, op);
-        let link = Link { block: n, at, unlinked: 0, target: 0, gen_site: None, to: NONE, next: NONE };
+        let link = Link { block: n, at, unlinked: 0, target: 0, gen_site: NONE, to: NONE, next: NONE };
         push(&mut s.links, link);
         let block = Block {
             gpa,
             key: 0,
             code: 0,
             code_len: 0,
-            bytes: (0, 0),
-            ops: (first, first + 1),
+            bytes: 0,
+            len: 0,
+            first_op: first,
             incoming: NONE,
             alive: true,
+            hot: false,
             vec: false,
             x87: false,
-            second: None,
+            straddles: false,
         };
-        s.add(block, 0, &vec![0x90; bytes], &vec![0xcc; code]).unwrap()
+        s.add(block, Versions { first: 0, second: None }, &vec![0x90; bytes], &vec![0xcc; code]).unwrap()
     }
 
     #[test]

@@ -17,10 +17,15 @@ pub struct Stubs {
     pub interp: u64,
     pub stale: u64,
     pub x87: u64,
+    pub hot: u64,
+
     /// Where faults continue.
     pub fault: u64,
     /// Called: loads the vector state.
     pub load_vec: u64,
+    /// Called: the entry of the soft TLB that R11 names is not that of the address whose difference from its tag for reads, for writes, is in
+    /// R10. Behind the call stands what the access is.
+    pub look: [u64; 2],
     /// Second try for a read, for a write, with what is left of the address in R10 and the site in R11.
     pub miss: [u64; 2],
     /// Bytes of all.
@@ -41,11 +46,11 @@ pub fn make(a: &mut Asm, avx: bool) -> Stubs {
     load_vec(a, 8, avx);
     a.store_imm32(ctx(8 + off::VEC), 1);
     a.ret();
-    let mut out = [0; 6];
+    let mut out = [0; 8];
     let mut jumps = Vec::new();
-    for (n, kind) in
-        [exit::LINK, exit::INDIRECT, exit::INTERP, exit::STALE, exit::X87, exit::MEM].into_iter().enumerate()
-    {
+    let kinds =
+        [exit::LINK, exit::INDIRECT, exit::INTERP, exit::STALE, exit::X87, exit::HOT, exit::LOOK, exit::MEM];
+    for (n, kind) in kinds.into_iter().enumerate() {
         out[n] = a.here();
         a.store_imm32(ctx(off::KIND), kind as i32);
         jumps.push(a.jmp());
@@ -55,8 +60,16 @@ pub fn make(a: &mut Asm, avx: bool) -> Stubs {
     }
     s.fault = a.here();
     leave(a, avx);
-    let mem;
-    [s.link, s.indirect, s.interp, s.stale, s.x87, mem] = out;
+    let (look_out, mem);
+    [s.link, s.indirect, s.interp, s.stale, s.x87, s.hot, look_out, mem] = out;
+    for write in [false, true] {
+        s.look[usize::from(write)] = a.here();
+        let tag = if write { offset_of!(Entry, write) } else { offset_of!(Entry, read) } as i32;
+        a.add(R10, at(R11, tag));
+        a.store_imm32(ctx(8 + off::LOOK), i32::from(write));
+        a.pop(R11);
+        a.jmp_to(look_out);
+    }
     for write in [false, true] {
         s.miss[usize::from(write)] = a.here();
         miss(a, write, mem);

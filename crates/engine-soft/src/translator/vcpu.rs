@@ -1,10 +1,10 @@
 //! [`Translator`]: one processor under the translator. An unsafe room: it enters translated code.
 
 use super::ctx::{CtxBox, Jump, exit, jump_index};
-use super::emit::{self, Source, Versions};
+use super::emit::{self, Source};
 use super::exits::Exits;
 use super::groups::Insn;
-use super::store::{Op, Store, clear_jumps};
+use super::store::{NONE, Op, Second, Store, Versions, clear_jumps};
 use super::{area, key};
 use crate::block::Decoded;
 use crate::cache::Map;
@@ -13,7 +13,7 @@ use crate::exec::generic;
 use crate::host;
 use crate::mmu::Acc;
 use crate::run::{Awake, Interpreter};
-use crate::sites::Sites;
+use crate::sites::{Site, Sites};
 use iced_x86::{Decoder, DecoderOptions};
 use ringer_arch::VcpuState;
 use ringer_arch::cpu::Vendor;
@@ -54,6 +54,33 @@ static ALWAYS: AtomicU32 = AtomicU32::new(1);
 const RUNS: u32 = 8;
 /// Places of such code that are remembered.
 const MOST_YOUNG: usize = 4096;
+
+/// An access of translated code.
+#[derive(Clone, Copy)]
+struct Access {
+    op: u32,
+    lin: u64,
+    size: u64,
+    write: bool,
+}
+
+/// What the soft TLB has for an access.
+enum Entry {
+    /// The host's address.
+    Is(u64),
+    None(Why),
+}
+
+/// Why there is no entry for an access.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Why {
+    /// It lies in two pages.
+    Crossing,
+    /// It raises an exception.
+    Raises,
+    /// Its page cannot be accessed fast, or what is written first must make it dirty.
+    Slow,
+}
 
 /// How it goes on after translated code was left.
 enum Next {
@@ -207,7 +234,7 @@ impl Translator {
             let _first = self.store.enter(generation, gpa, vpage);
         }
         let gen_key = self.gen_key();
-        if let Some(second) = self.store.blocks[block as usize].second.as_deref().copied() {
+        if let Some(second) = self.store.second(block) {
             self.store.set_gen(second.gen_site, gen_key);
         }
         let code = self.store.blocks[block as usize].code;
@@ -222,8 +249,8 @@ impl Translator {
         {
             let link = self.store.links[l as usize];
             let from = &self.store.blocks[link.block as usize];
-            let fits = from.alive && (link.gen_site.is_some() || from.gpa >> 12 == gpa >> 12);
-            if fits && from.key == self.key {
+            let fits = from.alive && (link.gen_site != NONE || from.gpa >> 12 == gpa >> 12);
+            if fits && from.key == self.key as u8 {
                 self.store.link(l, block, gen_key);
             }
         }
@@ -246,7 +273,7 @@ impl Translator {
 
     /// Whether block `n`, entered at `vpage`, still goes on where it did, if it goes on in the next page; drops it if not.
     fn second_page_holds(&mut self, n: u32, vpage: u64) -> bool {
-        let Some(second) = self.store.blocks[n as usize].second.as_deref().copied() else { return true };
+        let Some(second) = self.store.second(n) else { return true };
         let next = self.interp.cpu.lin_add(vpage, PAGE_SIZE);
         let holds = match self.interp.cpu.fetch_gpa(next) {
             Ok(gpa) => gpa == second.gpa && self.interp.cpu.mmu.memory().code_version(gpa) == second.version,
@@ -331,7 +358,8 @@ impl Translator {
             return None;
         }
         self.interp.cpu.stats.blocks_decoded += 1;
-        let versions = Versions { first, second: Some((gpa2, second)) };
+        let second = Second { gpa: gpa2, version: second, gen_site: NONE };
+        let versions = Versions { first, second: Some(second) };
         emit::translate(&mut self.store, &mut self.interp.cpu, &s, &self.insns, versions, self.count)
     }
 
@@ -376,7 +404,9 @@ impl Translator {
         let c = self.ctx.get();
         let (kind, arg, vpage) = (c.kind, c.arg, c.vpage);
         if let Some(e) = &mut self.exits {
-            e.kinds[kind as usize & 7] += 1;
+            if let Some(n) = e.kinds.get_mut(kind as usize) {
+                *n += 1;
+            }
         }
         match kind {
             exit::LINK => {
@@ -410,6 +440,13 @@ impl Translator {
                 self.load_x87();
                 Ok(Next::Code(self.store.code_of(arg as u32)))
             }
+            exit::LOOK => self.look(arg, c.lin, c.look != 0),
+            exit::HOT => {
+                let link = self.store.links[arg as usize];
+                self.interp.cpu.rip = vpage.wrapping_add(link.target as u64) & self.ip_mask();
+                self.store.set_hot(link.block, link.target as u64 & 0xfff);
+                Ok(Next::Dispatch)
+            }
             _ => self.fault(),
         }
     }
@@ -431,6 +468,18 @@ impl Translator {
         }
     }
 
+    /// The soft TLB has no entry for `lin`, for the access that is told of at host address `told`.
+    fn look(&mut self, told: u64, lin: u64, write: bool) -> Result<Next, Exit> {
+        let [back, size] = self.store.told(told);
+        let to = told - u64::from(back);
+        let Some(op) = self.store.op_at(to) else { return Ok(Next::Dispatch) };
+        let access = Access { op, lin, size: u64::from(size), write };
+        match self.entry(access) {
+            Entry::Is(host) => Ok(self.go_on(access, host, to)),
+            Entry::None(why) => self.without_entry(access, why),
+        }
+    }
+
     /// The site at host address `p` has no entry for `lin`.
     fn miss(&mut self, p: u64, lin: u64) -> Result<Next, Exit> {
         let n = self.store.area.site_index(p);
@@ -438,46 +487,75 @@ impl Translator {
         let op = self.store.site_op[n as usize];
         let o = self.store.ops[op as usize];
         if site.refills < 0 {
-            let b = &self.store.blocks[o.block as usize];
-            let gpa = b.gpa & !0xfff | u64::from(o.offset);
-            self.store.scattered.insert(gpa);
-            let mut s = site;
-            s.refills = i8::MAX;
-            self.store.area.write_site(n, s);
+            self.store.set_scattered(self.place_of(o));
+            let rested = Site { refills: i8::MAX, ..site };
+            self.store.area.write_site(n, rested);
             // The block goes on to its end, and is made anew when it is next entered.
             self.store.drop_block(o.block);
         }
-        if site.writes() && self.ctx.get().x87 != 0 {
+        let access = Access { op, lin, size: u64::from(4096 - site.limit), write: site.writes() };
+        match self.entry(access) {
+            Entry::Is(host) => {
+                self.interp.cpu.mmu.sites.fill(n, lin & !0xfff, host & !0xfff);
+                let to = self.store.area.exec() + u64::from(site.resume);
+                Ok(self.go_on(access, host, to))
+            }
+            Entry::None(why) => self.without_entry(access, why),
+        }
+    }
+
+    /// Goes on at `to`, behind the check of an access, with the host's address.
+    fn go_on(&mut self, a: Access, host: u64, to: u64) -> Next {
+        if let Some(e) = &mut self.exits {
+            e.filled += 1;
+        }
+        self.ctx.get_mut().lin = host;
+        self.resume(a.op, to)
+    }
+
+    fn without_entry(&mut self, a: Access, why: Why) -> Result<Next, Exit> {
+        let o = self.store.ops[a.op as usize];
+        if why == Why::Crossing && o.insns > 1 && self.store.crossed(self.place_of(o)) {
+            self.store.drop_block(o.block);
+        }
+        if let Some(e) = &mut self.exits {
+            let group = o.insns > 1 && why != Why::Crossing;
+            e.unfilled[if group { 3 } else { why as usize }] += 1;
+        }
+        self.execute(a.op)
+    }
+
+    /// The host's address for an access, by way of an entry of the soft TLB, which is filled if it can be.
+    fn entry(&mut self, a: Access) -> Entry {
+        if a.write && self.ctx.get().x87 != 0 {
             // A store that will find an x87 exception pending must not make the page dirty.
             self.unload_x87();
             if self.interp.cpu.xsave.0[2] & 0x80 != 0 {
-                return self.execute(op);
+                return Entry::None(Why::Slow);
             }
         }
-        let size = u64::from(4096 - site.limit);
-        let acc = if site.writes() { Acc::Write } else { Acc::Read };
+        if a.lin % PAGE_SIZE > PAGE_SIZE - a.size {
+            return Entry::None(Why::Crossing);
+        }
         let cpu = &mut self.interp.cpu;
-        if lin % PAGE_SIZE <= PAGE_SIZE - size {
-            let saved = (cpu.cr2, cpu.stats.page_faults);
-            // A group's write must not make the page dirty before its turn comes.
-            let found = o.insns > 1 && site.writes() || cpu.translate(lin, acc).is_ok();
-            if found {
-                if let Some(host) = cpu.fast_ptr(lin, size, site.writes()) {
-                    let host = host as u64;
-                    if let Some(e) = &mut self.exits {
-                        e.filled += 1;
-                    }
-                    cpu.mmu.sites.fill(n, lin & !0xfff, host & !0xfff);
-                    self.ctx.get_mut().lin = host;
-                    let to = self.store.area.exec() + u64::from(site.resume);
-                    return Ok(self.resume(op, to));
-                }
-            } else {
-                cpu.exc = None;
-                (cpu.cr2, cpu.stats.page_faults) = saved;
-            }
+        let acc = if a.write { Acc::Write } else { Acc::Read };
+        let saved = (cpu.cr2, cpu.stats.page_faults);
+        // A group's write must not make the page dirty before its turn comes.
+        let group = self.store.ops[a.op as usize].insns > 1;
+        if !(group && a.write) && cpu.translate(a.lin, acc).is_err() {
+            cpu.exc = None;
+            (cpu.cr2, cpu.stats.page_faults) = saved;
+            return Entry::None(Why::Raises);
         }
-        self.execute(op)
+        match cpu.fast_ptr(a.lin, a.size, a.write) {
+            Some(host) => Entry::Is(host as u64),
+            None => Entry::None(Why::Slow),
+        }
+    }
+
+    /// Guest-physical address of an op's instruction.
+    fn place_of(&self, o: Op) -> u64 {
+        self.store.blocks[o.block as usize].gpa & !0xfff | u64::from(o.offset)
     }
 
     /// Goes on in the middle of op's block, at `to`.
@@ -513,7 +591,7 @@ impl Translator {
         let make = self.decoder();
         // The last of a block may change CS, whose selector is among the x87 pointers.
         let x87 = self.ctx.get().x87 != 0;
-        if x87 && (o.next == 0 || o.insns > 1 || self.store.decoded(op, make).is_host) {
+        if x87 && (o.gap == 0 || o.insns > 1 || self.store.decoded(op, make).is_host) {
             self.unload_x87();
         }
         let mut done = 0;
@@ -539,7 +617,7 @@ impl Translator {
             done += 1;
             self.interp.cpu.stats.instructions += 1;
             let last = n + 1 == o.insns;
-            let next = if last { o.next } else { u32::MAX };
+            let next = if last { o.next() } else { u32::MAX };
             if !self.after_op(next, following)? {
                 // A block that is left counts none of its instructions.
                 self.adjust += i64::from(o.before);
@@ -549,7 +627,7 @@ impl Translator {
         }
         // One that is gone on with counts all of them at its end.
         self.adjust -= done;
-        let to = self.store.area.exec() + u64::from(o.next);
+        let to = self.store.area.exec() + u64::from(o.next());
         Ok(self.resume(op, to))
     }
 
@@ -674,11 +752,15 @@ impl Drop for Translator {
             let (code, sites) = self.store.in_use();
             eprint!("{e}translated code: {code} bytes, {sites} sites, {} blocks, ", self.store.blocks.len());
             eprint!(
-                "{} scattered, {} bytes in all; ",
+                "{} scattered, {} split, {} bytes in all; ",
                 self.store.scattered.len(),
+                self.store.split.len(),
                 self.store.in_memory(false)
             );
-            eprintln!("cleared {} times", self.store.clearings);
+            eprintln!(
+                "cleared {} times, {} translations",
+                self.store.clearings, self.interp.cpu.stats.blocks_decoded
+            );
         }
     }
 }
