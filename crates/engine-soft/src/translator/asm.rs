@@ -243,6 +243,10 @@ impl Asm {
         self.mem(&[], false, &[0xf6], 0, m, 1);
         self.raw(&[v]);
     }
+    /// `movzx r32, word [m]`
+    pub fn load16(&mut self, r: u8, m: M) {
+        self.mem(&[], false, &[0x0f, 0xb7], r, m, 0);
+    }
     /// `inc dword [m]`.
     pub fn inc32(&mut self, m: M) {
         self.mem(&[], false, &[0xff], 0, m, 0);
@@ -384,6 +388,20 @@ impl Asm {
     pub fn shr(&mut self, r: u8, n: u8) {
         self.group(true, 0xc1, 5, r);
         self.raw(&[n]);
+    }
+    /// `sar r, n`.
+    pub fn sar(&mut self, r: u8, n: u8) {
+        self.group(true, 0xc1, 7, r);
+        self.raw(&[n]);
+    }
+    /// `shl r, n`.
+    pub fn shl(&mut self, r: u8, n: u8) {
+        self.group(true, 0xc1, 4, r);
+        self.raw(&[n]);
+    }
+    /// `movsxd r, q`.
+    pub fn movsxd(&mut self, r: u8, q: u8) {
+        self.regs(true, &[0x63], r, q);
     }
     /// `imul r, q, v`.
     pub fn imul_imm(&mut self, r: u8, q: u8, v: i32) {

@@ -3,7 +3,7 @@
 use crate::cache::Map;
 use crate::cpu::Cpu;
 use crate::host::{self, Native, Unit};
-use crate::translator::key;
+use crate::translator::{key, strings};
 use iced_x86::{Code, FlowControl, Instruction, Mnemonic as M, OpKind, Register};
 use ringer_arch::cpu::Feature;
 
@@ -47,6 +47,12 @@ pub enum Class {
     Sti,
     /// PUSHFQ.
     Pushfq,
+    /// MOV of a segment's selector to a register of 32 or 64 bits.
+    Selector,
+    /// REP MOVS or STOS, of elements of so many bytes.
+    Repeat(u8),
+    /// BT, BTS, BTR or BTC on memory, with the offset in a register.
+    BitTest,
     /// The interpreter executes it, and the block goes on after it.
     Interp,
     /// The interpreter executes it, and it ends the block.
@@ -82,7 +88,21 @@ pub fn classify(cpu: &Cpu, natives: &mut Natives, i: &Instruction, k: u32) -> Cl
         M::Cli if ring0 => return Class::Cli,
         M::Sti if ring0 => return Class::Sti,
         M::Pushfq if k & key::BITS64 != 0 => return Class::Pushfq,
+        M::Mov if i.op1_kind() == OpKind::Register && i.op1_register().is_segment_register() => {
+            let wide = i.op0_kind() == OpKind::Register && i.op0_register().size() >= 4;
+            return if wide { Class::Selector } else { fallback };
+        }
+        M::Bt | M::Bts | M::Btr | M::Btc
+            if i.op0_kind() == OpKind::Memory && i.op1_kind() == OpKind::Register =>
+        {
+            return Class::BitTest;
+        }
         _ => {}
+    }
+    if let Some(size) = strings::repeated(i)
+        && k & key::BITS64 != 0
+    {
+        return Class::Repeat(size);
     }
     let known = flow(i, k).or_else(|| stack(i, k)).or_else(|| integer(cpu, i));
     if let Some(c) = known {

@@ -101,6 +101,8 @@ pub struct Ctx {
     pub sysflags: u64,
     pub gs_base: u64,
     pub kernel_gs_base: u64,
+    /// Its segment registers.
+    pub segments: u64,
     /// An interrupt waits for IF.
     pub irq: u32,
     /// Of an access without an entry: whether it writes.
@@ -140,6 +142,7 @@ pub mod off {
     pub const SYSFLAGS: i32 = offset_of!(Ctx, sysflags) as i32;
     pub const GS_BASE: i32 = offset_of!(Ctx, gs_base) as i32;
     pub const KERNEL_GS_BASE: i32 = offset_of!(Ctx, kernel_gs_base) as i32;
+    pub const SEGMENTS: i32 = offset_of!(Ctx, segments) as i32;
     pub const IRQ: i32 = offset_of!(Ctx, irq) as i32;
     pub const LOOK: i32 = offset_of!(Ctx, look) as i32;
     pub const JUMPS: i32 = offset_of!(Ctx, jumps) as i32;

@@ -339,6 +339,13 @@ impl Emit<'_> {
             Class::Cli => self.cli(),
             Class::Sti => self.sti(i),
             Class::Pushfq => self.pushfq(i),
+            Class::Selector => self.selector(i),
+            Class::Repeat(size) => self.repeat(i, size),
+            Class::BitTest => {
+                if self.bit_test(i).is_none() {
+                    self.interp(i);
+                }
+            }
             Class::Interp => self.interp(i),
             Class::InterpLast => {
                 self.interp_last(i);

@@ -107,6 +107,7 @@ impl Names {
             (off::SYSFLAGS, "sysflags"),
             (off::GS_BASE, "gs_base"),
             (off::KERNEL_GS_BASE, "kernel_gs_base"),
+            (off::SEGMENTS, "segments"),
             (off::IRQ, "irq"),
             (off::JUMPS, "jumps.lin"),
             (off::JUMP_CODE, "jumps.code"),

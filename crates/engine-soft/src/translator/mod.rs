@@ -20,6 +20,7 @@ mod key;
 mod native;
 mod perf;
 pub mod store;
+mod strings;
 mod stubs;
 mod system;
 #[cfg(test)]

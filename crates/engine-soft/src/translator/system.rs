@@ -2,12 +2,14 @@
 
 use super::asm::reg::{R9, R10, R11};
 use super::asm::{at, cc, ctx};
-use super::ctx::off;
-use super::emit::{Cold, Emit};
+use super::ctx::{off, spilled};
+use super::emit::{Cold, Emit, home};
+use super::groups::number;
 use crate::cpu::slot;
-use iced_x86::Instruction;
+use iced_x86::{Instruction, Register};
 use ringer_arch::regs::rflags;
-use ringer_arch::seg::sreg;
+use ringer_arch::seg::{Segment, sreg};
+use std::mem::offset_of;
 
 const IF: u32 = rflags::IF as u32;
 
@@ -27,6 +29,19 @@ impl Emit<'_> {
         a.load(R10, ctx(off::KERNEL_GS_BASE));
         a.load(R11, ctx(off::TMP + 16));
         a.store(at(R10, 0), R11);
+    }
+
+    /// MOV of a selector to a register.
+    pub(super) fn selector(&mut self, i: &Instruction) {
+        let s = i.op1_register() as i32 - Register::ES as i32;
+        let field = s * size_of::<Segment>() as i32 + offset_of!(Segment, selector) as i32;
+        let g = number(i.op0_register());
+        let to = home(g).unwrap_or(R11);
+        self.a.load(R10, ctx(off::SEGMENTS));
+        self.a.load16(to, at(R10, field));
+        if let Some(s) = spilled(g) {
+            self.a.store(ctx(s), R11);
+        }
     }
 
     pub(super) fn cli(&mut self) {
