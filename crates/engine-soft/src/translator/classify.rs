@@ -3,8 +3,10 @@
 use crate::cache::Map;
 use crate::cpu::Cpu;
 use crate::host::{self, Native, Unit};
-use crate::translator::{key, strings};
-use iced_x86::{Code, FlowControl, Instruction, Mnemonic as M, OpKind, Register};
+use crate::translator::{groups, key, strings};
+use iced_x86::{
+    Code, FlowControl, Instruction, InstructionInfoFactory, Mnemonic as M, OpAccess, OpKind, Register,
+};
 use ringer_arch::cpu::Feature;
 
 /// What becomes of an instruction.
@@ -61,16 +63,28 @@ pub enum Class {
 
 const INT: Class = Class::Native { unit: Unit::Integer, aligned: false, pointers: false };
 
-/// What [`host::native`] said of the forms of instructions that came up: it takes its time.
+/// What is known of the forms of instructions that came up: to find it out takes its time.
 #[derive(Debug, Default)]
-pub struct Natives(Map<u32, Option<Native>>);
+pub struct Natives {
+    /// What [`host::native`] said of them.
+    natives: Map<u32, Option<Native>>,
+    /// What those of an opcode do with their operands.
+    accesses: Map<u32, [OpAccess; 5]>,
+}
 
 impl Natives {
+    /// What `i` does with its operands.
+    pub fn accesses(&mut self, i: &Instruction) -> [OpAccess; 5] {
+        // The opcode says whether an operand is written.
+        let found = || groups::accesses(&mut InstructionInfoFactory::new(), i);
+        *self.accesses.entry(i.code() as u32).or_insert_with(found)
+    }
+
     fn of(&mut self, cpu: &Cpu, i: &Instruction) -> Option<Native> {
         // What it says depends on the opcode and on which operands are in memory.
         let memory = (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory);
         let form = (i.code() as u32) << 1 | u32::from(memory);
-        *self.0.entry(form).or_insert_with(|| host::native(cpu, i))
+        *self.natives.entry(form).or_insert_with(|| host::native(cpu, i))
     }
 }
 

@@ -17,8 +17,7 @@ use crate::cpu::Cpu;
 use crate::host::Unit;
 use crate::sites::Site;
 use iced_x86::{
-    ConditionCode, Decoder, DecoderOptions, Instruction, InstructionInfoFactory, Mnemonic as M, OpKind,
-    Register, RflagsBits,
+    ConditionCode, Decoder, DecoderOptions, Instruction, Mnemonic as M, OpKind, Register, RflagsBits,
 };
 use ringer_arch::cpu::Vendor;
 use std::mem::offset_of;
@@ -50,7 +49,7 @@ pub(super) enum Cold {
     /// The interpreter executes op.
     Interp { from: Patch, op: u32 },
     /// A link's way out; `patched` if `from` is the jump that is patched.
-    Link { from: Vec<Patch>, link: u32 },
+    Link { from: [Option<Patch>; 3], link: u32 },
     /// A conditional jump's way to a place that takes more than a jump.
     Goto { from: Patch, target: i64, ip: i64, executed: u32 },
     /// A loop has gone round often.
@@ -75,7 +74,6 @@ pub struct Source<'a> {
 /// code that has a block of its own.
 pub fn decode(cpu: &Cpu, store: &mut Store, s: &Source<'_>, into: &mut Vec<Insn>) -> u32 {
     into.clear();
-    let mut info = InstructionInfoFactory::new();
     let mut branches = 0;
     let amd = cpu.model.vendor() == Vendor::Amd;
     let options = if amd { DecoderOptions::AMD } else { DecoderOptions::NONE };
@@ -91,7 +89,7 @@ pub fn decode(cpu: &Cpu, store: &mut Store, s: &Source<'_>, into: &mut Vec<Insn>
         }
         let c = classify(cpu, &mut store.natives, &i, s.key);
         len += i.len() as u32;
-        into.push(Insn { i, class: c, access: groups::accesses(&mut info, &i), member: None });
+        into.push(Insn { i, class: c, access: store.natives.accesses(&i), member: None });
         let ends = match c {
             Class::Jump => i.condition_code() == ConditionCode::None,
             Class::CountJump
@@ -126,10 +124,10 @@ pub fn decode(cpu: &Cpu, store: &mut Store, s: &Source<'_>, into: &mut Vec<Insn>
 }
 
 /// Translates decoded instructions. None if there is no room.
-pub fn translate(
-    store: &mut Store,
-    cpu: &mut Cpu,
-    s: &Source<'_>,
+pub fn translate<'a>(
+    store: &'a mut Store,
+    cpu: &'a mut Cpu,
+    s: &Source<'a>,
     insns: &[Insn],
     mut versions: Versions,
     count: bool,
@@ -157,6 +155,8 @@ pub fn translate(
         count,
         executed: 0,
         ip: 0,
+        bytes: s.bytes,
+        start: (s.gpa & 0xfff) as i64,
     };
     if let Some(second) = &mut versions.second {
         second.gen_site = e.store.new_gen_site(&e.cpu.mmu.sites);
@@ -226,6 +226,9 @@ pub(super) struct Emit<'a> {
     pub(super) executed: u32,
     /// The instruction at hand, from the start of the page.
     pub(super) ip: i64,
+    /// The guest's bytes, and where they start in the page.
+    pub(super) bytes: &'a [u8],
+    pub(super) start: i64,
 }
 
 /// The host register that is guest register `r`'s home, if it has one.
@@ -657,7 +660,7 @@ impl Cold {
             | Cold::Hot { from, .. }
             | Cold::Goto { from, .. }
             | Cold::Indirect { from, .. } => Some(from.0),
-            Cold::Link { from, .. } => from.first().map(|p| p.0),
+            Cold::Link { from, .. } => from.iter().flatten().map(|p| p.0).next(),
         }
     }
 }

@@ -40,10 +40,10 @@ impl Emit<'_> {
     pub(super) fn goto(&mut self, target: i64, call: bool) {
         self.spill();
         self.tally(self.executed + u32::from(call));
-        let mut from = Vec::new();
+        let mut from = [None; 3];
         let same_page = (0..4096).contains(&target);
         if target <= self.ip || call {
-            from.push(self.poll());
+            from[0] = Some(self.poll());
         }
         let round = same_page && !call && target <= self.ip && !self.hot;
         let counted = round.then(|| self.count_round());
@@ -52,13 +52,13 @@ impl Emit<'_> {
             let p = self.store.area.site(gen_site);
             self.a.load(R11, rip(p));
             self.a.cmp(R11, ctx(off::GEN));
-            from.push(self.a.jcc(cc::NE));
+            from[1] = Some(self.a.jcc(cc::NE));
             self.a.add_mem_imm(ctx(off::VPAGE), (target & !0xfff) as i32, self.key & key::BITS64 != 0);
         }
         let p = self.a.jmp();
         let link = self.new_link(p, target, gen_site);
         if same_page {
-            from.push(p);
+            from[2] = Some(p);
         } else {
             // It is not taken before it leads somewhere.
             self.a.bind(p);
@@ -125,7 +125,7 @@ impl Emit<'_> {
             let from = self.a.jcc(cond);
             if (0..4096).contains(&target) && !backward && !self.count {
                 let link = self.new_link(from, target, NONE);
-                self.cold.push(Cold::Link { from: vec![from], link });
+                self.cold.push(Cold::Link { from: [Some(from), None, None], link });
             } else {
                 self.cold.push(Cold::Goto { from, target, ip: self.ip, executed: self.executed + 1 });
             }
@@ -283,7 +283,7 @@ impl Emit<'_> {
             Cold::Link { from, link } => {
                 let here = self.code + self.a.pos() as u32;
                 self.store.links[link as usize].unlinked = here;
-                for p in from {
+                for p in from.into_iter().flatten() {
                     self.a.bind(p);
                 }
                 self.a.mov_imm32(R11, link);

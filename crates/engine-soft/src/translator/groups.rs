@@ -204,73 +204,76 @@ struct Open {
     base: u8,
     /// What the base register was moved by since the first access.
     moved: i64,
-    /// Index of instruction, offset from the base register as it was, of each access.
-    members: Vec<(usize, i64)>,
+    /// The instructions with an access, a bit each.
+    members: u64,
     low: i64,
     high: i64,
     write: bool,
 }
 
-/// Finds the groups of a block of 64-bit code; `may` says whether one may begin with an instruction.
+/// Finds the groups of a block of 64-bit code, of at most 64 instructions; `may` says whether one may begin with an instruction.
 pub fn find(insns: &mut [Insn], may: impl Fn(&Instruction) -> bool) {
+    // Offset of each access from its base register, as that was at the first of its group.
+    let mut offsets = [0i64; 64];
     let mut open: Option<Open> = None;
-    for n in 0..insns.len() {
-        let this = insns[n];
-        let a = access(&this);
+    for n in 0..insns.len().min(64) {
+        let this = &insns[n];
+        let a = access(this);
+        let spares = a.is_none() && (open.is_none() || spares_r10(this));
+        let mut joined = false;
         if let (Some(o), Some(a)) = (&mut open, a) {
             let at = a.offset + o.moved;
             let (low, high) = (o.low.min(at), o.high.max(at + a.size));
-            let first = o.members.first().map_or(n, |m| m.0);
+            let first = o.members.trailing_zeros() as usize;
             if a.base == o.base && high - low <= MOST_BYTES && n - first < MOST_INSNS {
                 (o.low, o.high) = (low, high);
                 o.write |= a.write;
-                o.members.push((n, at));
-            } else {
-                close(insns, open.take());
+                o.members |= 1 << n;
+                offsets[n] = at;
+                joined = true;
             }
-        } else if open.is_some() && !spares_r10(&this) {
-            close(insns, open.take());
         }
+        if !joined && !spares {
+            close(insns, &offsets, open.take());
+        }
+        let this = &insns[n];
         if open.is_none()
             && let Some(a) = a
             && may(&this.i)
         {
-            let at = a.offset;
-            open = Some(Open {
-                base: a.base,
-                moved: 0,
-                members: vec![(n, at)],
-                low: at,
-                high: at + a.size,
-                write: a.write,
-            });
+            let (low, high) = (a.offset, a.offset + a.size);
+            offsets[n] = low;
+            open = Some(Open { base: a.base, moved: 0, members: 1 << n, low, high, write: a.write });
         }
         if let Some(o) = &mut open
-            && written(&this) & 1 << o.base != 0
+            && written(this) & 1 << o.base != 0
         {
-            match moved_by(&this, o.base) {
+            match moved_by(this, o.base) {
                 Some(d) if d.abs() < MOST_BYTES * 8 => o.moved += d,
-                _ => close(insns, open.take()),
+                _ => close(insns, &offsets, open.take()),
             }
         }
     }
-    close(insns, open);
+    close(insns, &offsets, open);
 }
 
-fn close(insns: &mut [Insn], open: Option<Open>) {
+fn close(insns: &mut [Insn], offsets: &[i64; 64], open: Option<Open>) {
     let Some(o) = open else { return };
-    if o.members.len() < 2 {
+    if o.members.count_ones() < 2 {
         return;
     }
-    let (first, last) = (o.members[0].0, o.members[o.members.len() - 1].0);
-    for (k, (n, at)) in o.members.iter().enumerate() {
-        let group = (k == 0).then(|| Group {
+    let (first, last) = (o.members.trailing_zeros() as usize, o.members.ilog2() as usize);
+    for (n, insn) in insns.iter_mut().enumerate().take(last + 1).skip(first) {
+        if o.members >> n & 1 == 0 {
+            continue;
+        }
+        let group = (n == first).then(|| Group {
             base: o.base,
             lowest: o.low as i32,
             size: (o.high - o.low) as u32,
             write: o.write,
             insns: (last - first + 1) as u8,
         });
-        insns[*n].member = Some(Member { offset: (at - o.low) as i32, group, last: *n == last });
+        insn.member = Some(Member { offset: (offsets[n] - o.low) as i32, group, last: n == last });
     }
 }

@@ -19,6 +19,7 @@ mod groups;
 mod key;
 mod native;
 mod perf;
+mod rewrite;
 pub mod store;
 mod strings;
 mod stubs;

@@ -5,6 +5,7 @@ use super::asm::{at, cc, ctx};
 use super::ctx::{off, spilled};
 use super::emit::{ARITH, Cold, Emit, Flags, home};
 use super::groups::{self, Group, Insn, Member, number};
+use super::rewrite::retarget;
 use crate::host::Unit;
 use iced_x86::{Code, Instruction, Mnemonic as M, OpAccess, OpKind, Register, RflagsBits};
 
@@ -97,6 +98,7 @@ impl Emit<'_> {
         let mut out = *i;
         let mut regs = Borrowed::default();
         let (mut high, mut extended) = (false, memory.is_some());
+        let mut same = self.wide();
         let most = if memory.is_some() { 1 } else { 2 };
         for n in 0..i.op_count() {
             if i.op_kind(n) != OpKind::Register || !i.op_register(n).is_gpr() {
@@ -117,6 +119,7 @@ impl Emit<'_> {
             };
             extended |= host >= 8 || r.size() == 1 && host >= 4;
             if host != g {
+                same = false;
                 out.set_op_register(n, sized(host, r));
             }
         }
@@ -128,7 +131,7 @@ impl Emit<'_> {
             i,
             &mut out,
             &regs,
-            Plan { memory, access, unit, aligned, pointers, member: n.member },
+            Plan { memory, access, unit, aligned, pointers, member: n.member, same },
         )
     }
 
@@ -158,6 +161,7 @@ impl Emit<'_> {
             self.spill();
         }
         let ok = (|| {
+            let mut offset = 0;
             if let Some(m) = p.memory {
                 let size = i.memory_size().size() as u64;
                 if !(1..=64).contains(&size) {
@@ -173,6 +177,7 @@ impl Emit<'_> {
                         0
                     }
                 };
+                offset = disp;
                 out.set_memory_base(Register::R10);
                 out.set_memory_index(Register::None);
                 out.set_memory_index_scale(1);
@@ -198,7 +203,9 @@ impl Emit<'_> {
             for (g, s, _) in regs.iter() {
                 self.a.load(s, ctx(spilled(g)?));
             }
-            self.encode(out)?;
+            if !p.same || self.as_it_is(i, p.memory.is_some(), offset).is_none() {
+                self.encode(out)?;
+            }
             if p.pointers {
                 // Not before it: it may find an exception pending, and has not run then.
                 self.note_x87(op?, p.memory.is_some());
@@ -319,6 +326,17 @@ impl Emit<'_> {
         }
     }
 
+    /// The bytes of a guest instruction, with its memory operand, if it has one, at R10 and `offset`.
+    fn as_it_is(&mut self, i: &Instruction, memory: bool, offset: i32) -> Option<()> {
+        let start = usize::try_from(i.ip() as i64 - self.start).ok()?;
+        let bytes = self.bytes.get(start..start + i.len())?;
+        if memory {
+            return retarget(bytes, offset, &mut self.a.code);
+        }
+        self.a.raw(bytes);
+        Some(())
+    }
+
     /// Encodes a guest instruction as it now is.
     pub(super) fn encode(&mut self, i: &Instruction) -> Option<()> {
         let (here, before) = (self.a.here(), self.a.pos());
@@ -384,6 +402,8 @@ struct Plan {
     aligned: bool,
     pointers: bool,
     member: Option<Member>,
+    /// All its registers are in the host's of the same numbers.
+    same: bool,
 }
 
 /// The count of a shift if it is an immediate, as the processor masks it.

@@ -50,6 +50,8 @@ const NO_OPERAND: u64 = u64::MAX;
 /// A stop word that is always raised.
 static ALWAYS: AtomicU32 = AtomicU32::new(1);
 
+/// Bytes of guest code that are looked at for a block.
+const WINDOW: usize = 256;
 /// How often code of a page that keeps changing runs before it is translated.
 const RUNS: u32 = 8;
 /// Places of such code that are remembered.
@@ -303,8 +305,9 @@ impl Translator {
         if !self.store.has_room() {
             self.clear();
         }
-        let window = (PAGE_SIZE - gpa % PAGE_SIZE).min(1024) as usize;
-        let (mut bytes, mut again) = ([0; 1024], [0; 1024]);
+        // Most blocks are far shorter; a longer one ends there.
+        let window = (PAGE_SIZE - gpa % PAGE_SIZE).min(WINDOW as u64) as usize;
+        let (mut bytes, mut again) = ([0; WINDOW], [0; WINDOW]);
         self.interp.cpu.mmu.memory().read(gpa, &mut bytes[..window]).ok()?;
         let s = Source { gpa, bytes: &bytes[..window], key: self.key, straddles: false };
         let len = emit::decode(&self.interp.cpu, &mut self.store, &s, &mut self.insns) as usize;
