@@ -24,6 +24,8 @@ const MOST_PLACES: usize = 1 << 16;
 const CROSSINGS: u8 = 8;
 /// Rounds after which a loop is hot.
 const ROUNDS: u64 = 1000;
+/// The same where two engines are compared: what runs in loops is to be seen both ways.
+pub const FEW_ROUNDS: u64 = 4;
 /// Bytes of the longest loop that is hot as a whole: the sites of longer ones take more of the host's caches than they save.
 const MOST_LOOP: u64 = 512;
 /// Bytes of code for each entry of [`Store::index`].
@@ -181,6 +183,8 @@ pub struct Store {
     pub split: Map<u64, u8>,
     /// By page, a bit for each 64 bytes that are of a loop which has gone round often.
     hot: Map<u64, u64>,
+    /// Rounds after which a loop is hot.
+    pub rounds: u64,
     /// Where each page with code was entered at, under each generation of code addresses.
     entered: Map<(u64, u64), u64>,
     /// Times that everything was dropped for want of room.
@@ -223,6 +227,7 @@ impl Store {
             scattered: Map::default(),
             split: Map::default(),
             hot: Map::default(),
+            rounds: ROUNDS,
             entered: Map::default(),
             clearings: 0,
             cuts: Vec::new(),
@@ -388,7 +393,7 @@ impl Store {
     /// A counter of a loop's rounds.
     pub fn new_counter(&mut self, sites: &Sites) -> u32 {
         let n = self.new_site(sites, u32::MAX, 1, false, 0);
-        self.set_gen(n, ROUNDS);
+        self.set_gen(n, self.rounds);
         n
     }
 

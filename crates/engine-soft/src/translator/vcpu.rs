@@ -4,7 +4,7 @@ use super::ctx::{CtxBox, Jump, exit, jump_index};
 use super::emit::{self, Source};
 use super::exits::Exits;
 use super::groups::Insn;
-use super::store::{NONE, Op, Second, Store, Versions, clear_jumps};
+use super::store::{FEW_ROUNDS, NONE, Op, Second, Store, Versions, clear_jumps};
 use super::{area, key};
 use crate::block::Decoded;
 use crate::cache::Map;
@@ -832,6 +832,7 @@ impl Vcpu for Translator {
         };
         if !self.count {
             self.count = true;
+            self.store.rounds = FEW_ROUNDS;
             self.unload_x87();
             self.clear();
         }
