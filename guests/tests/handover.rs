@@ -1,10 +1,11 @@
 //! Tiny guests that are handed from engine to engine while they run, at moments that nobody chose.
 
 use ringer_guests::{ALL, End, Guest, PASSED};
-use ringer_vmm::{Control, ControlError, Machine, OnReset, Outcome, SerialSides, VmSpec, choose};
+use ringer_vmm::{Control, ControlError, Machine, OnReset, Outcome, SerialSides, VmSpec, VmmError, choose};
 use std::io::Write;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use tempfile::NamedTempFile;
 
 /// Only a guest that hangs ever waits for this.
 const LIMIT: Duration = Duration::from_secs(300);
@@ -36,21 +37,39 @@ impl Rng {
     }
 }
 
-/// Runs a guest to its end, handing it on among `engines`; how often that was.
-fn run(guest: &Guest, engines: &[&'static str], seed: u64) -> u32 {
-    let mut kernel = tempfile::NamedTempFile::new().unwrap();
+/// A machine for the guest that all of `engines` can run, on the first.
+fn machine(guest: &Guest, engines: &[&str], console: &Console) -> (Machine, NamedTempFile) {
+    let mut kernel = NamedTempFile::new().unwrap();
     kernel.write_all(guest.image).unwrap();
     let mut spec = VmSpec::new(kernel.path().to_owned());
     spec.cpus = guest.vcpus;
     spec.memory = 32 << 20;
     spec.cpu = guest.cpu.to_owned();
+    spec.also = engines.iter().map(|e| (*e).to_owned()).collect();
     if guest.end == End::DebugExitAfterResets {
         spec.on_triple_fault = OnReset::Restart;
     }
-    let console = Console::default();
     let outputs = [Some(Box::new(console.clone()) as Box<dyn Write + Send>), None, None, None];
-    let first = choose(engines[0]).unwrap().engine;
-    let mut machine = Machine::new(spec, first.as_ref(), SerialSides { outputs }, Instant::now()).unwrap();
+    let engine = choose(engines[0]).unwrap().engine;
+    (Machine::new(spec, engine.as_ref(), SerialSides { outputs }, Instant::now()).unwrap(), kernel)
+}
+
+/// Panics with the guest's console unless it ended as it should.
+fn judge(guest: &Guest, seed: u64, outcome: Result<Outcome, VmmError>, console: &Console) {
+    let wanted = if guest.end == End::PowerOff { Outcome::PowerOff } else { Outcome::DebugExit(PASSED) };
+    let said = console.0.lock().unwrap();
+    let said = String::from_utf8_lossy(&said);
+    match outcome {
+        Ok(o) if o == wanted => {}
+        Ok(o) => panic!("{} (seed {seed}): {o:?} instead of {wanted:?}; its console:\n{said}", guest.name),
+        Err(e) => panic!("{} (seed {seed}): {e}; its console:\n{said}", guest.name),
+    }
+}
+
+/// Runs a guest to its end, handing it on among `engines`; how often that was.
+fn run(guest: &Guest, engines: &[&'static str], seed: u64) -> u32 {
+    let console = Console::default();
+    let (mut machine, _kernel) = machine(guest, engines, &console);
     let handle = machine.handle();
     let names = engines.to_vec();
     let owner = std::thread::spawn(move || {
@@ -72,14 +91,8 @@ fn run(guest: &Guest, engines: &[&'static str], seed: u64) -> u32 {
     });
     let outcome = machine.run();
     let times = owner.join().unwrap();
-    let wanted = if guest.end == End::PowerOff { Outcome::PowerOff } else { Outcome::DebugExit(PASSED) };
-    let said = console.0.lock().unwrap();
-    let said = String::from_utf8_lossy(&said);
-    match outcome {
-        Ok(o) if o == wanted => times,
-        Ok(o) => panic!("{} (seed {seed}): {o:?} instead of {wanted:?}; its console:\n{said}", guest.name),
-        Err(e) => panic!("{} (seed {seed}): {e}; its console:\n{said}", guest.name),
-    }
+    judge(guest, seed, outcome, &console);
+    times
 }
 
 #[test]
@@ -89,5 +102,50 @@ fn between_interpreter_and_translator() {
         times += run(guest, &["interpreter", "translator"], seed);
     }
     eprintln!("handed over {times} times");
+    assert!(times > 50, "only {times} times");
+}
+
+/// Each run is stopped after some milliseconds, saved, and gone on with in another machine, under another engine.
+fn saved_and_loaded(guest: &Guest, engines: &[&'static str], seed: u64) -> u32 {
+    let (mut rng, console) = (Rng(seed), Console::default());
+    let mut order = engines.to_vec();
+    let (mut now, mut _kernel) = machine(guest, &order, &console);
+    for n in 0.. {
+        let (handle, wait) = (now.handle(), Duration::from_micros(rng.next() % 20_000));
+        let owner = std::thread::spawn(move || {
+            std::thread::sleep(wait);
+            handle.ask(Control::Stop);
+        });
+        let outcome = now.run();
+        owner.join().unwrap();
+        if !matches!(outcome, Ok(Outcome::Stopped)) || n == 3000 {
+            judge(guest, seed, outcome, &console);
+            return n;
+        }
+        let state = serde_json::to_string(&now.save().unwrap()).unwrap();
+        let mut ram = vec![0; 32 << 20];
+        now.memory().read(0, &mut ram).unwrap();
+        order.rotate_left(1);
+        let (mut next, kernel) = machine(guest, &order, &console);
+        next.memory().write(0, &ram).unwrap();
+        next.load(&serde_json::from_str(&state).unwrap()).unwrap();
+        assert_eq!(
+            serde_json::to_string(&next.save().unwrap()).unwrap(),
+            state,
+            "{} (seed {seed})",
+            guest.name
+        );
+        (now, _kernel) = (next, kernel);
+    }
+    unreachable!("it counts for ever");
+}
+
+#[test]
+fn saved_under_one_engine_and_loaded_under_the_other() {
+    let mut times = 0;
+    for (guest, seed) in ALL.iter().zip(101..) {
+        times += saved_and_loaded(guest, &["translator", "interpreter"], seed);
+    }
+    eprintln!("saved and loaded {times} times");
     assert!(times > 50, "only {times} times");
 }

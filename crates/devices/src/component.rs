@@ -107,12 +107,13 @@ pub enum StateError {
 impl Saved {
     /// The state `state` of `component`.
     pub fn of(component: &(impl Component + ?Sized), version: u32, state: &impl Serialize) -> Saved {
+        Saved::called(component.name(), version, state)
+    }
+
+    /// The state `state` of the component called `component`.
+    pub fn called(component: String, version: u32, state: &impl Serialize) -> Saved {
         // Numbers, strings, booleans and lists of them always have a value.
-        Saved {
-            component: component.name(),
-            version,
-            state: serde_json::to_value(state).unwrap_or(Value::Null),
-        }
+        Saved { component, version, state: serde_json::to_value(state).unwrap_or(Value::Null) }
     }
 
     /// The fields, if they are of `component` and of version `known`.
@@ -124,14 +125,22 @@ impl Saved {
         component: &(impl Component + ?Sized),
         known: u32,
     ) -> Result<T, StateError> {
-        let wanted = component.name();
-        if self.component != wanted {
-            return Err(StateError::Component { found: self.component.clone(), wanted });
+        self.fields(&component.name(), known)
+    }
+
+    /// The fields, if they are of the component called `wanted` and of version `known`.
+    ///
+    /// # Errors
+    /// [`StateError`].
+    pub fn fields<T: DeserializeOwned>(&self, wanted: &str, known: u32) -> Result<T, StateError> {
+        let component = wanted.to_owned();
+        if self.component != component {
+            return Err(StateError::Component { found: self.component.clone(), wanted: component });
         }
         if self.version != known {
-            return Err(StateError::Version { component: wanted, found: self.version, known });
+            return Err(StateError::Version { component, found: self.version, known });
         }
-        T::deserialize(&self.state).map_err(|source| StateError::Fields { component: wanted, source })
+        T::deserialize(&self.state).map_err(|source| StateError::Fields { component, source })
     }
 
     /// The error that its values cannot be.

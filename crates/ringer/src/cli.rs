@@ -93,6 +93,9 @@ pub struct RunArgs {
     /// Memory for translated code and all that belongs to it, at least 4M for each processor [default: 64M, or what they need]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub code_memory: Option<u64>,
+    /// Engines that the machine is to be able to change to later, beside the software ones: it is made so that they can run it
+    #[arg(long, value_name = "ENGINE", value_delimiter = ',')]
+    pub also: Vec<String>,
     /// Boot protocol: auto, pvh, linux64, linux32, multiboot or sector
     #[arg(long, value_name = "NAME", default_value = "auto")]
     pub boot: String,

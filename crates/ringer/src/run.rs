@@ -9,7 +9,9 @@ use crate::{signals, stats, stdin_line};
 use anyhow::{Context, bail};
 use ringer_image::boot::BootProtocol;
 use ringer_image::debian::{Cache, GuestKind, Progress, Session, TerminalInfo, guest, session_initramfs};
-use ringer_vmm::{GdbServer, Machine, OnReset, Outcome, SerialInput, SerialSides, VmSpec, choose, cpu_model};
+use ringer_vmm::{
+    GdbServer, Machine, OnReset, Outcome, SerialInput, SerialSides, VmSpec, choose, cpu_model, needs,
+};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -68,7 +70,8 @@ pub fn run(args: &RunArgs, started: Instant) -> anyhow::Result<ExitCode> {
     // All that can be refused is, before anything is fetched.
     spec.check()?;
     let choice = choose(&spec.engine)?;
-    cpu_model(&spec.cpu, &choice.engine.needs()?)?;
+    spec.also.clone_from(&args.also);
+    cpu_model(&spec.cpu, &needs(choice.engine.as_ref(), &spec.also)?)?;
     let gdb = args.gdb.as_deref().map(listen_for_gdb).transpose()?;
     let claim = args.name.as_ref().map(Claim::new).transpose()?;
     let ours = find_images(args, &mut spec)?;

@@ -89,6 +89,30 @@ fn offered(needs: &Needs) -> FeatureSet {
     needs.features.unwrap_or_else(|| FeatureSet::software(&host_cpuid))
 }
 
+/// What a machine must be like to run on `engine` and to be handed over to the engines called `also` later.
+///
+/// # Errors
+/// [`VmmError::UnknownEngine`]; [`VmmError::Engine`] if one of them cannot run here; [`VmmError::Unfit`] if they need different machines.
+pub fn needs(engine: &dyn Engine, also: &[String]) -> Result<Needs, VmmError> {
+    let mut all = engine.needs()?;
+    for name in also {
+        let other = choose(name)?.engine;
+        let n = other.needs()?;
+        if n.features.is_some() {
+            all.features = Some(offered(&all).intersection(offered(&n)));
+        }
+        all.no_hypercalls |= n.no_hypercalls;
+        match (all.tsc_khz, n.tsc_khz) {
+            (Some(a), Some(b)) if a != b => {
+                let why = format!("runs a TSC of {b} kHz alone, and {} one of {a}", engine.name());
+                return Err(VmmError::Unfit { engine: other.name(), why });
+            }
+            (a, b) => all.tsc_khz = a.or(b),
+        }
+    }
+    Ok(all)
+}
+
 /// Whether `engine` can run a machine that was made for another: processors of `cpu`, a TSC of `tsc_khz`, and hypercalls if the guest
 /// was offered them.
 pub(crate) fn fits(

@@ -3,7 +3,7 @@
 use crate::SpecError;
 use crate::acpi::AcpiError;
 use ringer_arch::cpu::{CpuModelError, FeatureSet};
-use ringer_devices::BusError;
+use ringer_devices::{BusError, StateError};
 use ringer_engine::EngineError;
 use ringer_image::ImageError;
 use ringer_memory::MemoryError;
@@ -74,12 +74,23 @@ pub enum VmmError {
         missing: FeatureSet,
     },
     /// An engine needs another machine.
-    #[error("engine {engine} {why}: only a machine that was started on it can change to it")]
+    #[error("engine {engine} {why}: a machine that is to change to it must be started so (--also {engine})")]
     Unfit {
         /// The engine.
         engine: &'static str,
         /// What does not fit.
         why: String,
+    },
+    /// A saved state that cannot be loaded.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// A saved state of another machine.
+    #[error("this is the state of a machine with {found}, and this one has {has}")]
+    OtherMachine {
+        /// What the state is of.
+        found: String,
+        /// What the machine is.
+        has: String,
     },
     /// A processor's thread ended by a panic.
     #[error("processor {0} failed inside Ringer: this is a bug of Ringer's; the machine was ended")]

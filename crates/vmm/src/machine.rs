@@ -8,7 +8,7 @@ use crate::acpi;
 use crate::control::{Ask, Control, ControlError, MachineHandle, Request, Status};
 use crate::platform::{MachinePlatform, SerialInput, SerialSides};
 use crate::vcpus::Vcpus;
-use crate::{OnReset, VmSpec, VmmError, engines, gdb};
+use crate::{MachineState, OnReset, VmSpec, VmmError, engines, gdb, state};
 use ringer_arch::VcpuState;
 use ringer_arch::cpu::CpuModel;
 use ringer_devices::{MachineEvent, MachineEvents};
@@ -89,7 +89,7 @@ impl Machine {
         started: Instant,
     ) -> Result<Machine, VmmError> {
         spec.check()?;
-        let needs = engine.needs()?;
+        let needs = engines::needs(engine, &spec.also)?;
         let cpu = Arc::new(engines::cpu_model(&spec.cpu, &needs)?);
         let kernel = Kernel::open(&spec.kernel)?;
         let initrd = open_initrd(&spec)?;
@@ -155,6 +155,47 @@ impl Machine {
         self.vcpus.stats()
     }
 
+    /// Guest RAM.
+    #[must_use]
+    pub fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    /// All of its state but RAM. While it does not run: before [`run`](Machine::run), or after that has ended with
+    /// [`Outcome::Stopped`].
+    ///
+    /// # Errors
+    /// [`VmmError::Panicked`].
+    pub fn save(&mut self) -> Result<MachineState, VmmError> {
+        let mut vcpus = Vec::new();
+        self.vcpus.each(|i, vcpu| {
+            vcpus.push(state::save_vcpu(i, &vcpu.state()));
+            Ok(())
+        })?;
+        let (cpu, features) = (self.cpu.name().to_owned(), self.cpu.features().to_string());
+        Ok(MachineState { cpu, features, vcpus, components: self.platform.save() })
+    }
+
+    /// Takes on a saved state, before [`run`](Machine::run), which then goes on from there. RAM, that of the saved machine, is put into
+    /// [`memory`](Machine::memory) before this is called.
+    ///
+    /// # Errors
+    /// [`VmmError::OtherMachine`], [`VmmError::State`] or [`VmmError::Engine`] if it is of another machine, or of none that can be: then the machine is
+    /// good for nothing but to be dropped.
+    pub fn load(&mut self, state: &MachineState) -> Result<(), VmmError> {
+        let has = (self.cpu.name(), self.cpu.features().to_string(), self.spec.cpus as usize);
+        if (&*state.cpu, &state.features, state.vcpus.len()) != (has.0, &has.1, has.2) {
+            let say = |cpu: &str, n: usize, f: &str| format!("{n} processors of model {cpu} ({f})");
+            let found = say(&state.cpu, state.vcpus.len(), &state.features);
+            return Err(VmmError::OtherMachine { found, has: say(has.0, has.2, &has.1) });
+        }
+        self.platform.restore(&state.components)?;
+        let states: Result<Vec<_>, _> =
+            (0..).zip(&state.vcpus).map(|(i, s)| state::load_vcpu(i, s)).collect();
+        let states = states?;
+        self.vcpus.each(|i, vcpu| vcpu.set_state(&states[i as usize]))
+    }
+
     /// Loads the kernel and the firmware's tables and puts all processors into the state that they start in.
     fn power_up(&mut self) -> Result<(), VmmError> {
         let config = BootConfig {
@@ -178,8 +219,11 @@ impl Machine {
     /// [`VmmError::Panicked`], [`VmmError::Host`], or what a restart met.
     pub fn run(&mut self) -> Result<Outcome, VmmError> {
         self.resume()?;
-        let ended = self.serve();
+        let mut ended = self.serve();
         let stopped = self.pause();
+        if matches!((&ended, &stopped), (Ok(Outcome::Stopped), Ok(()))) {
+            ended = self.settle();
+        }
         // Whoever waits for an answer hears that there is none.
         self.messages = channel().1;
         let outcome = ended?;
@@ -192,43 +236,50 @@ impl Machine {
         loop {
             // The sender in self keeps the channel open.
             let Ok(message) = self.messages.recv() else { return Ok(Outcome::Stopped) };
-            match message {
-                Message::Device(MachineEvent::PowerOff) => return Ok(Outcome::PowerOff),
-                Message::Device(MachineEvent::DebugExit(status)) => return Ok(Outcome::DebugExit(status)),
-                Message::Device(MachineEvent::Reset) => {
-                    if self.spec.on_reset == OnReset::Exit {
-                        return Ok(Outcome::Reset);
-                    }
-                    self.reset()?;
-                }
-                Message::Control(c) => {
-                    if let Some(outcome) = self.control(c)? {
-                        return Ok(outcome);
-                    }
-                }
-                Message::Ask(ask) => {
-                    if let Some(outcome) = self.serve_ask(ask)? {
-                        return Ok(outcome);
-                    }
-                }
-                Message::Debugger(ask) => {
-                    if let Some(outcome) = self.serve_debugger(ask)? {
-                        return Ok(outcome);
-                    }
-                }
-                Message::Vcpu { index, run } => match self.vcpus.reap(index, run)? {
-                    Some(Exit::TripleFault) if self.spec.on_triple_fault == OnReset::Exit => {
-                        return Ok(Outcome::TripleFault);
-                    }
-                    Some(Exit::TripleFault) => self.reset()?,
-                    Some(Exit::Failed) => {
-                        let why = self.vcpus.failure(index);
-                        return Err(VmmError::Failed { engine: self.engine, index, why });
-                    }
-                    Some(Exit::Debug(stop)) => self.debug_stop(index, stop)?,
-                    Some(Exit::Stopped) | None => {}
-                },
+            if let Some(outcome) = self.handle_message(message)? {
+                return Ok(outcome);
             }
+        }
+    }
+
+    /// After the owner has stopped the machine: what its devices and processors had said before they stood still is dealt with, so that
+    /// none of it is missing from its state. The machine stays stopped.
+    fn settle(&mut self) -> Result<Outcome, VmmError> {
+        self.paused = true;
+        while let Ok(message) = self.messages.try_recv() {
+            if matches!(message, Message::Device(_) | Message::Vcpu { .. })
+                && let Some(outcome) = self.handle_message(message)?
+            {
+                return Ok(outcome);
+            }
+        }
+        Ok(Outcome::Stopped)
+    }
+
+    /// Deals with a message; the outcome, if that is the end.
+    fn handle_message(&mut self, message: Message) -> Result<Option<Outcome>, VmmError> {
+        match message {
+            Message::Device(MachineEvent::PowerOff) => Ok(Some(Outcome::PowerOff)),
+            Message::Device(MachineEvent::DebugExit(status)) => Ok(Some(Outcome::DebugExit(status))),
+            Message::Device(MachineEvent::Reset) if self.spec.on_reset == OnReset::Exit => {
+                Ok(Some(Outcome::Reset))
+            }
+            Message::Device(MachineEvent::Reset) => self.reset().map(|()| None),
+            Message::Control(c) => self.control(c),
+            Message::Ask(ask) => self.serve_ask(ask),
+            Message::Debugger(ask) => self.serve_debugger(ask),
+            Message::Vcpu { index, run } => match self.vcpus.reap(index, run)? {
+                Some(Exit::TripleFault) if self.spec.on_triple_fault == OnReset::Exit => {
+                    Ok(Some(Outcome::TripleFault))
+                }
+                Some(Exit::TripleFault) => self.reset().map(|()| None),
+                Some(Exit::Failed) => {
+                    let why = self.vcpus.failure(index);
+                    Err(VmmError::Failed { engine: self.engine, index, why })
+                }
+                Some(Exit::Debug(stop)) => self.debug_stop(index, stop).map(|()| None),
+                Some(Exit::Stopped) | None => Ok(None),
+            },
         }
     }
 

@@ -3,7 +3,7 @@
 use crate::acpi::{self, AcpiConfig};
 use crate::{VmSpec, VmmError};
 use ringer_arch::cpu::CpuModel;
-use ringer_devices::{MachineEvents, Platform, PlatformConfig, Serial, SerialConfig, map};
+use ringer_devices::{MachineEvents, Platform, PlatformConfig, Saved, Serial, SerialConfig, StateError, map};
 use ringer_engine::{CpuIo, Needs, StopToken, VmClock};
 use ringer_memory::GuestMemory;
 use std::io::Write;
@@ -122,6 +122,14 @@ impl MachinePlatform {
 
     pub(crate) fn resume(&self) {
         self.platform.resume();
+    }
+
+    pub(crate) fn save(&self) -> Vec<Saved> {
+        self.platform.save()
+    }
+
+    pub(crate) fn restore(&self, saved: &[Saved]) -> Result<(), StateError> {
+        self.platform.restore(saved)
     }
 
     pub(crate) fn reset(&self) {

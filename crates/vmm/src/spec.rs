@@ -51,6 +51,9 @@ pub struct VmSpec {
     /// What an engine may take for the code that it makes of the guest's, with its tables, in bytes: [`LEAST_CODE`] for each
     /// processor to [`MOST_CODE`]. None: [`CODE_LIMIT`](ringer_engine::CODE_LIMIT), or what so many processors need.
     pub code_memory: Option<u64>,
+    /// Names of engines that the machine may be handed over to later: it is made so that they can run it. Those that need nothing of
+    /// their own, as the software engines, need not be named.
+    pub also: Vec<String>,
     /// What a reset by the guest does.
     pub on_reset: OnReset,
     /// What a triple fault does, which resets a real machine.
@@ -71,6 +74,7 @@ impl VmSpec {
             cmdline: String::new(),
             cpu: "host".to_owned(),
             engine: "auto".to_owned(),
+            also: Vec::new(),
             code_memory: None,
             on_reset: OnReset::Restart,
             on_triple_fault: OnReset::Exit,
