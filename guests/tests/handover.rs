@@ -1,8 +1,12 @@
 //! Tiny guests that are handed from engine to engine while they run, at moments that nobody chose.
 
+use ringer_engine::Engine;
 use ringer_guests::{ALL, End, Guest, PASSED};
-use ringer_vmm::{Control, ControlError, Machine, OnReset, Outcome, SerialSides, VmSpec, VmmError, choose};
+use ringer_vmm::{
+    Control, ControlError, Machine, OnReset, Outcome, SerialSides, VmSpec, VmmError, choose, engines,
+};
 use std::io::Write;
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tempfile::NamedTempFile;
@@ -38,7 +42,7 @@ impl Rng {
 }
 
 /// A machine for the guest that all of `engines` can run, on the first.
-fn machine(guest: &Guest, engines: &[&str], console: &Console) -> (Machine, NamedTempFile) {
+fn machine(guest: &Guest, engines: &[&str], console: &Console) -> Result<(Machine, NamedTempFile), VmmError> {
     let mut kernel = NamedTempFile::new().unwrap();
     kernel.write_all(guest.image).unwrap();
     let mut spec = VmSpec::new(kernel.path().to_owned());
@@ -51,12 +55,17 @@ fn machine(guest: &Guest, engines: &[&str], console: &Console) -> (Machine, Name
     }
     let outputs = [Some(Box::new(console.clone()) as Box<dyn Write + Send>), None, None, None];
     let engine = choose(engines[0]).unwrap().engine;
-    (Machine::new(spec, engine.as_ref(), SerialSides { outputs }, Instant::now()).unwrap(), kernel)
+    Ok((Machine::new(spec, engine.as_ref(), SerialSides { outputs }, Instant::now())?, kernel))
+}
+
+/// How it ends if all is well.
+fn wanted(guest: &Guest) -> Outcome {
+    if guest.end == End::PowerOff { Outcome::PowerOff } else { Outcome::DebugExit(PASSED) }
 }
 
 /// Panics with the guest's console unless it ended as it should.
 fn judge(guest: &Guest, seed: u64, outcome: Result<Outcome, VmmError>, console: &Console) {
-    let wanted = if guest.end == End::PowerOff { Outcome::PowerOff } else { Outcome::DebugExit(PASSED) };
+    let wanted = wanted(guest);
     let said = console.0.lock().unwrap();
     let said = String::from_utf8_lossy(&said);
     match outcome {
@@ -69,7 +78,7 @@ fn judge(guest: &Guest, seed: u64, outcome: Result<Outcome, VmmError>, console: 
 /// Runs a guest to its end, handing it on among `engines`; how often that was.
 fn run(guest: &Guest, engines: &[&'static str], seed: u64) -> u32 {
     let console = Console::default();
-    let (mut machine, _kernel) = machine(guest, engines, &console);
+    let (mut machine, _kernel) = machine(guest, engines, &console).unwrap();
     let handle = machine.handle();
     let names = engines.to_vec();
     let owner = std::thread::spawn(move || {
@@ -109,7 +118,7 @@ fn between_interpreter_and_translator() {
 fn saved_and_loaded(guest: &Guest, engines: &[&'static str], seed: u64) -> u32 {
     let (mut rng, console) = (Rng(seed), Console::default());
     let mut order = engines.to_vec();
-    let (mut now, mut _kernel) = machine(guest, &order, &console);
+    let (mut now, mut _kernel) = machine(guest, &order, &console).unwrap();
     for n in 0.. {
         let (handle, wait) = (now.handle(), Duration::from_micros(rng.next() % 20_000));
         let owner = std::thread::spawn(move || {
@@ -126,7 +135,7 @@ fn saved_and_loaded(guest: &Guest, engines: &[&'static str], seed: u64) -> u32 {
         let mut ram = vec![0; 32 << 20];
         now.memory().read(0, &mut ram).unwrap();
         order.rotate_left(1);
-        let (mut next, kernel) = machine(guest, &order, &console);
+        let (mut next, kernel) = machine(guest, &order, &console).unwrap();
         next.memory().write(0, &ram).unwrap();
         next.load(&serde_json::from_str(&state).unwrap()).unwrap();
         assert_eq!(
@@ -148,4 +157,43 @@ fn saved_under_one_engine_and_loaded_under_the_other() {
     }
     eprintln!("saved and loaded {times} times");
     assert!(times > 50, "only {times} times");
+}
+
+/// Whether a guest passes under one engine by itself within a few seconds.
+fn passes_alone(guest: &Guest, engine: &'static str) -> bool {
+    let console = Console::default();
+    let Ok((mut machine, _kernel)) = machine(guest, &[engine], &console) else { return false };
+    let handle = machine.handle();
+    let (ended, end) = channel::<()>();
+    let watch = std::thread::spawn(move || {
+        if end.recv_timeout(Duration::from_secs(10)) == Err(RecvTimeoutError::Timeout) {
+            handle.ask(Control::Stop);
+        }
+    });
+    let outcome = machine.run();
+    drop(ended);
+    watch.join().unwrap();
+    outcome.is_ok_and(|o| o == wanted(guest))
+}
+
+/// With KVM, where it can be used at all: however slow it is, the machine goes on under the others. What this host's KVM cannot run by
+/// itself (tests/engines.rs has the reasons) is left out.
+#[test]
+fn among_all_engines() {
+    let usable = |e: &dyn Engine| e.needs().inspect_err(|why| eprintln!("skipped: {why}")).is_ok();
+    let all: Vec<_> = engines().iter().filter(|e| usable(e.as_ref())).map(|e| e.name()).collect();
+    if !all.contains(&"kvm") {
+        return;
+    }
+    let (mut times, mut guests) = (0, 0);
+    for (guest, seed) in ALL.iter().zip(201..) {
+        if !passes_alone(guest, "kvm") {
+            eprintln!("skipped {}: this host's KVM does not run it", guest.name);
+            continue;
+        }
+        times += run(guest, &all, seed);
+        guests += 1;
+    }
+    eprintln!("handed {guests} guests over {times} times");
+    assert!(guests > 0 && times > guests, "{guests} guests, {times} times");
 }
