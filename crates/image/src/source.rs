@@ -2,7 +2,7 @@
 
 use crate::ImageError;
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Seek};
 use std::path::Path;
 
 /// Bytes of a file and the name to call it by.
@@ -63,14 +63,20 @@ pub(crate) fn open(role: &'static str, path: &Path) -> Result<File, ImageError> 
     Ok(file)
 }
 
-/// All bytes of a kernel file, at most `limit`.
-pub(crate) fn read_all(role: &'static str, path: &Path, limit: u64) -> Result<Vec<u8>, ImageError> {
-    let file = open(role, path)?;
-    let name = path.display().to_string();
-    let mut bytes = Vec::new();
+/// All bytes of a file from its start, at most `limit`.
+pub(crate) fn read_all(
+    role: &'static str,
+    name: &str,
+    file: &File,
+    limit: u64,
+) -> Result<Vec<u8>, ImageError> {
+    let name = || name.to_owned();
+    let (mut file, mut bytes) = (file, Vec::new());
+    // Pipes have no start to go back to.
+    let _is_pipe = file.rewind();
     match file.take(limit + 1).read_to_end(&mut bytes) {
-        Ok(n) if n as u64 > limit => Err(ImageError::TooLarge { name, limit }),
+        Ok(n) if n as u64 > limit => Err(ImageError::TooLarge { name: name(), limit }),
         Ok(_) => Ok(bytes),
-        Err(source) => Err(ImageError::Read { role, name, source }),
+        Err(source) => Err(ImageError::Read { role, name: name(), source }),
     }
 }

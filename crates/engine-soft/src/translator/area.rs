@@ -196,6 +196,12 @@ impl Drop for Area {
     }
 }
 
+/// Returns memory that was freed to the host: large tables were, and may not be as large again.
+pub fn give_back() {
+    // SAFETY: it changes nothing that the program can see.
+    unsafe { libc::malloc_trim(0) };
+}
+
 /// Diverts a fault in translated code to its area's exit; false if it is in none.
 ///
 /// # Safety

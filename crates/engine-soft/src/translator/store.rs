@@ -1,6 +1,6 @@
 //! [`Store`]: the translated blocks of one processor, the links between them, and what is known of their instructions.
 
-use super::area::Area;
+use super::area::{self, Area};
 use super::asm::{Asm, reg};
 use super::classify::Natives;
 use super::ctx::Ctx;
@@ -321,6 +321,7 @@ impl Store {
         self.decoded_ops = Map::default();
         self.entered = Map::default();
         self.clearings += 1;
+        area::give_back();
     }
 
     /// Bytes of code and sites in use.

@@ -16,7 +16,8 @@ pub use unpack::Compression;
 pub(crate) use bzimage::HEADER_START;
 
 use crate::ImageError;
-use crate::source::{Source, read_all};
+use crate::source::{Source, open, read_all};
+use std::fs::File;
 use std::path::Path;
 use unpack::MAX_UNPACKED;
 
@@ -48,20 +49,57 @@ pub enum Format {
     BootSector,
 }
 
-impl Kernel {
-    /// Reads a kernel file.
+/// A kernel's file that stays open, so that the kernel can be read again; unpacked, kernels are large. Of what can be read only once, a
+/// pipe, the kernel is kept.
+#[derive(Debug)]
+pub struct KernelFile {
+    name: String,
+    file: File,
+    description: String,
+    /// What was read, until it is used.
+    kernel: Option<Kernel>,
+    /// The file can be read again.
+    again: bool,
+}
+
+impl KernelFile {
+    /// Opens, reads and checks a kernel file.
     ///
     /// # Errors
-    /// Any [`ImageError`] about a file: it cannot be read, is no kernel, one for another machine, cut off or
-    /// damaged.
-    pub fn open(path: &Path) -> Result<Kernel, ImageError> {
-        Kernel::parse(&path.display().to_string(), read_all("kernel", path, MAX_FILE)?)
+    /// As [`Kernel::parse`], and if it cannot be read.
+    pub fn open(path: &Path) -> Result<KernelFile, ImageError> {
+        let (name, file) = (path.display().to_string(), open("kernel", path)?);
+        let again = file.metadata().is_ok_and(|m| m.is_file());
+        let kernel = Kernel::parse(&name, read_all("kernel", &name, &file, MAX_FILE)?)?;
+        Ok(KernelFile { name, file, description: kernel.describe(), kernel: Some(kernel), again })
     }
 
+    /// [`Kernel::describe`].
+    #[must_use]
+    pub fn description(&self) -> &str {
+        &self.description
+    }
+
+    /// Gives `f` the kernel, as the file is now.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn with<T>(&mut self, f: impl FnOnce(&Kernel) -> T) -> Result<T, ImageError> {
+        let kernel = match self.kernel.take() {
+            Some(k) => k,
+            None => Kernel::parse(&self.name, read_all("kernel", &self.name, &self.file, MAX_FILE)?)?,
+        };
+        let out = f(&kernel);
+        self.kernel = (!self.again).then_some(kernel);
+        Ok(out)
+    }
+}
+
+impl Kernel {
     /// Tells what `bytes` are, and checks them; `name` is for messages.
     ///
     /// # Errors
-    /// As [`open`](Self::open), except for reading.
+    /// Any [`ImageError`] about a file: it is no kernel, one for another machine, cut off or damaged.
     pub fn parse(name: &str, bytes: Vec<u8>) -> Result<Kernel, ImageError> {
         let bytes = match Compression::detect(&bytes) {
             Some(c) => c.unpack(&bytes, 0, MAX_UNPACKED).map_err(|source| ImageError::Unpack {

@@ -128,7 +128,7 @@ fn what_is_no_kernel_is_named() {
     let mut program = samples::vmlinux();
     program[64] = 3;
     assert!(refusal(program).contains("a program for Linux"));
-    let open = |p: &str| Kernel::open(Path::new(p)).unwrap_err().to_string();
+    let open = |p: &str| KernelFile::open(Path::new(p)).unwrap_err().to_string();
     assert!(open("/").contains("/ is a directory"));
     assert!(open("/does/not/exist").contains("/does/not/exist cannot be opened"));
 }
@@ -202,5 +202,29 @@ fn cut_off_at_any_byte_never_panics() {
                 assert!(e.to_string().contains("test-kernel"), "{name} cut at {len}: {e}");
             }
         }
+    }
+}
+
+#[test]
+fn a_file_is_read_again_and_a_pipe_is_kept() {
+    use std::io::Write;
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(&samples::vmlinux()).unwrap();
+    let mut k = KernelFile::open(file.path()).unwrap();
+    assert_eq!(k.description(), "64-bit ELF kernel");
+    let first = k.with(Kernel::clone).unwrap();
+    assert!(k.kernel.is_none(), "it is let go");
+    assert_eq!(k.with(Kernel::clone).unwrap(), first);
+    // Whatever it is by then.
+    file.as_file().set_len(0).unwrap();
+    assert!(k.with(|_| ()).unwrap_err().to_string().contains("is empty"));
+
+    let (from, mut to) = std::io::pipe().unwrap();
+    to.write_all(&samples::vmlinux()).unwrap();
+    drop(to);
+    let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&from));
+    let mut k = KernelFile::open(Path::new(&path)).unwrap();
+    for _ in 0..3 {
+        assert_eq!(k.with(|k| k.bytes().to_vec()).unwrap(), first.bytes());
     }
 }
