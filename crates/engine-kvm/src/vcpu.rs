@@ -614,7 +614,8 @@ impl Vcpu for KvmVcpu {
     }
 
     fn stats(&self) -> Stats {
-        self.stats
+        // What runs on the processor itself is not counted.
+        Stats { partial: true, ..self.stats }
     }
 }
 

@@ -97,6 +97,13 @@ impl Ops {
         self.0.len() as u32 - 1
     }
 
+    /// Bytes on the heap.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        let decoded = self.0.iter().filter(|o| o.insn.is_some()).count();
+        ALLOCATION + size_of_val(&*self.0) + decoded * (ALLOCATION + size_of::<Decoded>())
+    }
+
     /// Runs them; returns how many instructions have completed.
     #[inline(always)]
     pub fn run(&self, cpu: &mut Cpu) -> u32 {
@@ -109,6 +116,17 @@ impl Ops {
         cpu.leave = true;
         let done = (std::mem::take(&mut cpu.stopped_at) - self.0.as_ptr() as usize) / size_of::<Op>();
         done as u32
+    }
+}
+
+/// What an allocation takes beside its bytes.
+const ALLOCATION: usize = 16;
+
+impl Block {
+    /// Bytes on the heap.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.ops.held() + ALLOCATION + self.bytes.len()
     }
 }
 

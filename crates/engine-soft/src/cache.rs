@@ -1,13 +1,12 @@
 //! The block cache: decoded blocks by guest-physical address, with a direct-mapped table by linear address in front.
 
 use crate::block::Block;
+use ringer_engine::CODE_LIMIT;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
-/// The most blocks kept, and the most instructions in them; past that all are dropped. An instruction takes up to some
-/// 120 bytes, so a guest that makes its blocks long has a processor take no more than about 120 MB for them.
-const MAX_BLOCKS: usize = 1 << 16;
-const MAX_INSNS: u64 = 1 << 20;
+/// The most instructions that are kept of those that lie in two pages.
+const MOST_STRADDLING: usize = 4096;
 /// Entries of the jump table.
 const JUMPS: usize = 1 << 15;
 
@@ -56,9 +55,13 @@ const NO_JUMP: Jump = Jump { lin: u64::MAX, ctx: u64::MAX, block: 0 };
 
 /// Decoded blocks of one processor.
 pub struct Cache {
+    /// What all may take, in bytes.
+    limit: usize,
     blocks: Vec<Block>,
-    /// Instructions in all of them.
-    insns: u64,
+    /// Bytes on the heap that they hold, those that straddle among them.
+    held: usize,
+    /// The most that was taken.
+    peak: usize,
     by_gpa: Map<(u64, u8), u32>,
     jumps: Box<[Jump; JUMPS]>,
     straddling: Map<(u64, u64), (u8, Block)>,
@@ -67,8 +70,10 @@ pub struct Cache {
 impl Default for Cache {
     fn default() -> Cache {
         Cache {
+            limit: CODE_LIMIT as usize,
             blocks: Vec::new(),
-            insns: 0,
+            held: 0,
+            peak: 0,
             by_gpa: Map::default(),
             jumps: Box::new([NO_JUMP; JUMPS]),
             straddling: Map::default(),
@@ -81,6 +86,45 @@ fn jump_index(lin: u64) -> usize {
 }
 
 impl Cache {
+    /// Bytes of the jump table.
+    pub const JUMPS_LEN: usize = JUMPS * size_of::<Jump>();
+
+    /// From now on blocks and tables take no more than `limit` bytes, or what one block takes.
+    pub fn set_limit(&mut self, limit: usize) {
+        self.limit = limit;
+    }
+
+    /// The most bytes that blocks and tables have taken.
+    #[must_use]
+    pub fn peak(&self) -> usize {
+        self.peak
+    }
+
+    /// Bytes that blocks and tables take; `grown`: with what they may grow by when another block comes.
+    fn memory(&self, grown: bool) -> usize {
+        let vec = |len: usize, capacity: usize| {
+            // Both halves are there while it doubles.
+            if grown && len == capacity { (capacity * 3).max(4) } else { capacity }
+        };
+        let map = |len: usize, capacity: usize, size: usize| {
+            // Eight places for seven entries, with a byte each.
+            vec(len, capacity) * 8 / 7 * (size + 1)
+        };
+        Cache::JUMPS_LEN
+            + self.held
+            + vec(self.blocks.len(), self.blocks.capacity()) * size_of::<Block>()
+            + map(self.by_gpa.len(), self.by_gpa.capacity(), size_of::<((u64, u8), u32)>())
+            + map(self.straddling.len(), self.straddling.capacity(), size_of::<((u64, u64), (u8, Block))>())
+    }
+
+    /// Makes room for a block.
+    fn make_room(&mut self, block: &Block) {
+        if self.memory(true) + block.held() > self.limit {
+            self.clear();
+        }
+        self.held += block.held();
+    }
+
     /// The block that linear address `lin` led to under context `ctx`.
     #[inline(always)]
     #[must_use]
@@ -114,28 +158,26 @@ impl Cache {
 
     /// Puts a block in, in place of the one that was decoded there before.
     pub fn insert(&mut self, gpa: u64, key: u8, block: Block) -> u32 {
-        let insns = u64::from(block.ops.insns());
-        if self.blocks.len() >= MAX_BLOCKS || self.insns + insns > MAX_INSNS {
-            self.clear();
-        }
-        self.insns += insns;
+        self.make_room(&block);
         if let Some(n) = self.find(gpa, key) {
             let old = std::mem::replace(&mut self.blocks[n as usize], block);
-            self.insns -= u64::from(old.ops.insns());
+            self.held -= old.held();
             return n;
         }
         let n = self.blocks.len() as u32;
         self.blocks.push(block);
         self.by_gpa.insert((gpa, key), n);
+        self.peak = self.peak.max(self.memory(false));
         n
     }
 
     /// Drops everything.
     pub fn clear(&mut self) {
-        self.blocks.clear();
-        self.insns = 0;
-        self.by_gpa.clear();
-        self.straddling.clear();
+        // Their memory goes too: the engine's other tables may want it.
+        self.blocks = Vec::new();
+        self.held = 0;
+        self.by_gpa = Map::default();
+        self.straddling = Map::default();
         self.jumps.fill(NO_JUMP);
     }
 
@@ -153,9 +195,61 @@ impl Cache {
 
     /// Keeps such an instruction.
     pub fn insert_straddling(&mut self, first: u64, second: u64, key: u8, block: Block) {
-        if self.straddling.len() >= 4096 {
-            self.straddling.clear();
+        if self.straddling.len() >= MOST_STRADDLING {
+            self.clear();
         }
-        self.straddling.insert((first, second), (key, block));
+        self.make_room(&block);
+        if let Some((_, old)) = self.straddling.insert((first, second), (key, block)) {
+            self.held -= old.held();
+        }
+        self.peak = self.peak.max(self.memory(false));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decode::{How, decode};
+
+    fn block(gpa: u64) -> Block {
+        let code = [0x90; 40];
+        let d = decode(&code, How { bits: 64, amd: false, limit: usize::MAX });
+        Block {
+            ops: d.ops,
+            gpa,
+            len: d.len,
+            accesses: 0,
+            version: 0,
+            bytes: Box::from(code),
+            trusted: true,
+            epoch: 0,
+        }
+    }
+
+    #[test]
+    fn keeps_to_its_limit() {
+        let limit = 2 << 20;
+        let mut c = Cache::default();
+        c.set_limit(limit);
+        let mut dropped = 0;
+        for n in 0..4096 {
+            let before = c.blocks.len();
+            c.insert(n * 64, 0, block(n * 64));
+            c.insert_straddling(n, n, 0, block(n * 64));
+            dropped += usize::from(c.blocks.len() < before);
+            assert!(c.memory(false) <= limit, "{} at {n}", c.memory(false));
+        }
+        assert!(dropped > 0 && c.peak() <= limit && c.peak() > limit / 2, "{dropped} {}", c.peak());
+    }
+
+    #[test]
+    fn a_block_that_is_replaced_is_not_counted() {
+        let mut c = Cache::default();
+        c.insert(0, 0, block(0));
+        let one = c.memory(false);
+        for _ in 0..100 {
+            c.insert(0, 0, block(0));
+        }
+        assert_eq!(c.memory(false), one);
     }
 }

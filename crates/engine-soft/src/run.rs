@@ -75,6 +75,18 @@ impl Interpreter {
         }
     }
 
+    /// Decoded code and its tables take no more than `limit` bytes, or what one block takes.
+    #[must_use]
+    pub fn with_code_limit(mut self, limit: usize) -> Interpreter {
+        self.cache.set_limit(limit);
+        self
+    }
+
+    /// The most bytes that decoded code and its tables have taken.
+    pub(crate) fn code_peak(&self) -> usize {
+        self.cache.peak()
+    }
+
     pub(crate) fn index(&self) -> u32 {
         self.cpu.index
     }
@@ -709,6 +721,6 @@ impl Vcpu for Interpreter {
     }
 
     fn stats(&self) -> Stats {
-        self.cpu.stats
+        Stats { code_memory: self.code_peak() as u64, ..self.cpu.stats }
     }
 }

@@ -42,6 +42,16 @@ impl Vm for InterpreterVm {
             what: "mapping executable memory",
             source,
         })?;
-        Ok(Box::new(Interpreter::new(cpu, self.shared.clone(), self.params.started)))
+        let interp = Interpreter::new(cpu, self.shared.clone(), self.params.started);
+        Ok(Box::new(interp.with_code_limit(share(&self.params))))
     }
+}
+
+/// A processor gets no less than this for code, in bytes.
+const LEAST: u64 = 4 << 20;
+
+/// What one processor's code may take of what the machine's may.
+pub(crate) fn share(params: &VmParams) -> usize {
+    let share = (params.code_limit / u64::from(params.vcpus.max(1))).max(LEAST);
+    usize::try_from(share).unwrap_or(usize::MAX)
 }

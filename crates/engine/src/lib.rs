@@ -19,5 +19,5 @@ pub use cpu_io::{CpuIo, Pending};
 pub use debug::{DebugRequest, DebugStop, WatchKind, Watchpoint};
 pub use irq::IrqChip;
 pub use stop::{Kicked, StopToken};
-pub use vcpu::{Exit, Stats, Step, Until, Vcpu};
+pub use vcpu::{EXITS, Exit, Stats, Step, Until, Vcpu};
 pub use vm::{CODE_LIMIT, Engine, EngineError, Needs, Probe, Vm, VmParams};

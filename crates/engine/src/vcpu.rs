@@ -21,6 +21,9 @@ pub enum Exit {
 #[allow(missing_docs)]
 pub struct Stats {
     pub instructions: u64,
+    /// Instructions are only a part of those that were executed: the engine counts the others only when
+    /// [`Vcpu::count_instructions`] asks for it, or not at all.
+    pub partial: bool,
     /// Blocks of guest code entered, decoded, and dropped because the page was written.
     pub blocks_run: u64,
     pub blocks_decoded: u64,
@@ -41,12 +44,33 @@ pub struct Stats {
     /// `VmClock`-independent host time in nanoseconds at which this processor first entered ring 3, since the
     /// process started the machine; 0 if it never did.
     pub first_user_ns: u64,
+    /// How often translated code was left, for each reason of [`EXITS`].
+    pub exits: [u64; EXITS.len()],
+    /// The most that the code made or decoded of the guest's took, with its tables, by the engine's own count: bytes of
+    /// [`VmParams::code_limit`](crate::VmParams::code_limit).
+    pub code_memory: u64,
 }
 
-/// Sums; of the times of first entries to ring 3 the earliest.
+/// Why translated code is left: a jump that leads to no block yet; an indirect one to a place that is not known; an instruction that
+/// the interpreter must execute; an access whose site has no entry; a fault of the host's; a block that is no more; x87
+/// registers that are not loaded; a loop that has become hot; an access that the soft TLB has no entry for.
+pub const EXITS: [&str; 9] = [
+    "link",
+    "indirect jump",
+    "instruction",
+    "site miss",
+    "host fault",
+    "dropped block",
+    "x87 state",
+    "hot loop",
+    "TLB miss",
+];
+
+/// Sums; of the times of first entries to ring 3 the earliest, of the memory for code the most.
 impl std::ops::AddAssign for Stats {
     fn add_assign(&mut self, other: Stats) {
         self.instructions += other.instructions;
+        self.partial |= other.partial;
         self.blocks_run += other.blocks_run;
         self.blocks_decoded += other.blocks_decoded;
         self.blocks_dropped += other.blocks_dropped;
@@ -60,6 +84,10 @@ impl std::ops::AddAssign for Stats {
         self.tlb_slow += other.tlb_slow;
         self.tlb_flushes += other.tlb_flushes;
         self.memory_accesses += other.memory_accesses;
+        for (a, b) in self.exits.iter_mut().zip(other.exits) {
+            *a += b;
+        }
+        self.code_memory = self.code_memory.max(other.code_memory);
         self.first_user_ns = match (self.first_user_ns, other.first_user_ns) {
             (0, t) | (t, 0) => t,
             (a, b) => a.min(b),
@@ -142,6 +170,9 @@ pub trait Vcpu: Send {
     fn set_debug(&mut self, request: &DebugRequest) -> Result<(), EngineError> {
         if request.is_empty() { Ok(()) } else { Err(EngineError::NoDebug("it knows no debugger".into())) }
     }
+    /// Counts all instructions from now on in [`Stats::instructions`], though the guest may be slower then. Only between runs. An engine
+    /// that cannot does not, and its [`Stats`] say so.
+    fn count_instructions(&mut self) {}
     /// Why the last [`run`](Vcpu::run) ended with [`Exit::Failed`], in one clause.
     fn failure(&self) -> Option<&str> {
         None

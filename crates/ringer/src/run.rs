@@ -59,6 +59,7 @@ pub fn run(args: &RunArgs, started: Instant) -> anyhow::Result<ExitCode> {
     spec.cpu.clone_from(&args.cpu);
     spec.engine.clone_from(&args.engine);
     spec.code_memory = args.code_memory;
+    spec.count = args.stats;
     if args.engine.starts_with("lockstep") {
         // Two engines would draw different numbers.
         spec.cpu.push_str(",-rdrand,-rdseed");
@@ -81,6 +82,7 @@ pub fn run(args: &RunArgs, started: Instant) -> anyhow::Result<ExitCode> {
     }
 
     let shared = Arc::new(Shared::default());
+    let code_limit = spec.code_limit();
     let mut machine = Machine::new(spec, choice.engine.as_ref(), outputs(streams, &shared)?, started)?;
     shared.set_machine(machine.handle());
     if let Some((server, wait)) = gdb {
@@ -112,7 +114,7 @@ pub fn run(args: &RunArgs, started: Instant) -> anyhow::Result<ExitCode> {
             "ringer: {} on engine {}\n{}",
             machine.kernel(),
             machine.engine(),
-            stats::report(&machine.stats(), wall)
+            stats::report(&machine.stats(), wall, code_limit, machine.memory_peak())
         );
     }
     Ok(ExitCode::from(status(outcome?, streams, &shared)))

@@ -36,8 +36,8 @@ pub struct Status {
     pub resident: u64,
     /// Nanoseconds for which it has run, pauses not counted.
     pub machine_ns: u64,
-    /// Guest instructions that all processors have executed, under all engines.
-    pub instructions: u64,
+    /// Guest instructions that all processors have executed, under all engines; none if one of those did not count all of them.
+    pub instructions: Option<u64>,
 }
 
 /// Why a machine did not do what it was asked. It runs on as it was.

@@ -8,6 +8,7 @@ mod engines;
 mod error;
 mod gdb;
 mod machine;
+mod peak;
 mod platform;
 mod spec;
 mod state;

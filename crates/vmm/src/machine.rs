@@ -6,6 +6,7 @@ mod tests;
 
 use crate::acpi;
 use crate::control::{Ask, Control, ControlError, MachineHandle, Request, Status};
+use crate::peak::Peak;
 use crate::platform::{MachinePlatform, SerialInput, SerialSides};
 use crate::vcpus::Vcpus;
 use crate::{MachineState, OnReset, VmSpec, VmmError, engines, gdb, state};
@@ -14,7 +15,7 @@ use ringer_arch::cpu::CpuModel;
 use ringer_devices::{MachineEvent, MachineEvents};
 use ringer_engine::{Engine, Exit, Stats, VmParams};
 use ringer_image::boot::{self, BootConfig, Initrd};
-use ringer_image::kernel::Kernel;
+use ringer_image::kernel::KernelFile;
 use ringer_memory::GuestMemory;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -63,7 +64,7 @@ pub struct Machine {
     spec: VmSpec,
     cpu: Arc<CpuModel>,
     memory: GuestMemory,
-    kernel: Kernel,
+    kernel: KernelFile,
     initrd: Option<Initrd>,
     platform: MachinePlatform,
     vcpus: Vcpus,
@@ -73,6 +74,7 @@ pub struct Machine {
     started: Instant,
     /// Its owner paused it.
     paused: bool,
+    peak: Option<Peak>,
     debugger: debug::Debugger,
 }
 
@@ -91,9 +93,10 @@ impl Machine {
         spec.check()?;
         let needs = engines::needs(engine, &spec.also)?;
         let cpu = Arc::new(engines::cpu_model(&spec.cpu, &needs)?);
-        let kernel = Kernel::open(&spec.kernel)?;
+        let kernel = KernelFile::open(&spec.kernel)?;
         let initrd = open_initrd(&spec)?;
         let memory = GuestMemory::new(spec.memory)?;
+        let peak = if spec.count { Peak::watch(memory.clone()) } else { None };
         let params = VmParams {
             memory: memory.clone(),
             cpu: Arc::clone(&cpu),
@@ -105,7 +108,7 @@ impl Machine {
         let (sender, messages) = channel();
         let events = Arc::new(Events(Mutex::new(sender.clone())));
         let platform = MachinePlatform::new(&spec, &needs, &memory, events, serial)?;
-        let vcpus = Vcpus::new(vm.as_ref(), platform.processors(), sender.clone())?;
+        let vcpus = Vcpus::new(vm.as_ref(), platform.processors(), sender.clone(), spec.count)?;
         let mut machine = Machine {
             spec,
             cpu,
@@ -119,6 +122,7 @@ impl Machine {
             engine: engine.name(),
             started,
             paused: false,
+            peak,
             debugger: debug::Debugger::default(),
         };
         machine.power_up()?;
@@ -140,13 +144,19 @@ impl Machine {
     /// What the kernel file is, in a few words.
     #[must_use]
     pub fn kernel(&self) -> String {
-        self.kernel.describe()
+        self.kernel.description().to_owned()
     }
 
     /// Name of the engine that runs it.
     #[must_use]
     pub fn engine(&self) -> &'static str {
         self.engine
+    }
+
+    /// The most memory that this process has held beside guest RAM since the machine was made, in bytes, if the spec has it count.
+    #[must_use]
+    pub fn memory_peak(&self) -> Option<u64> {
+        self.peak.as_ref().map(Peak::most)
     }
 
     /// What each processor has done, under all engines.
@@ -205,7 +215,7 @@ impl Machine {
             rsdp: Some(acpi::RSDP),
             signature: self.cpu.signature(),
         };
-        let loaded = boot::load(&self.kernel, &self.memory, &config)?;
+        let loaded = self.kernel.with(|k| boot::load(k, &self.memory, &config))??;
         self.platform.write_tables(&self.memory, &self.cpu, self.spec.cpus)?;
         self.vcpus.set_states(|i| {
             if i == 0 { loaded.vcpu.clone() } else { VcpuState::reset(self.cpu.signature(), false) }
@@ -327,7 +337,9 @@ impl Machine {
     fn status(&mut self) -> Result<Status, VmmError> {
         let running = self.vcpus.running();
         self.vcpus.stop()?;
-        let instructions = self.stats().iter().map(|s| s.instructions).sum();
+        let stats = self.stats();
+        let counted = stats.iter().all(|s| !s.partial);
+        let instructions = counted.then(|| stats.iter().map(|s| s.instructions).sum());
         if running {
             self.start()?;
         }

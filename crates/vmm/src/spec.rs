@@ -54,6 +54,8 @@ pub struct VmSpec {
     /// Names of engines that the machine may be handed over to later: it is made so that they can run it. Those that need nothing of
     /// their own, as the software engines, need not be named.
     pub also: Vec<String>,
+    /// Count all guest instructions, though the engine may be slower then, and watch the process's memory.
+    pub count: bool,
     /// What a reset by the guest does.
     pub on_reset: OnReset,
     /// What a triple fault does, which resets a real machine.
@@ -76,6 +78,7 @@ impl VmSpec {
             engine: "auto".to_owned(),
             also: Vec::new(),
             code_memory: None,
+            count: false,
             on_reset: OnReset::Restart,
             on_triple_fault: OnReset::Exit,
         }

@@ -25,6 +25,8 @@ pub(crate) struct Vcpus {
     run: u64,
     /// What each did under earlier engines.
     past: Vec<Stats>,
+    /// They count all instructions.
+    count: bool,
 }
 
 impl Vcpus {
@@ -32,14 +34,18 @@ impl Vcpus {
         vm: &dyn Vm,
         processors: Vec<(Arc<dyn CpuIo>, StopToken)>,
         sender: Sender<Message>,
+        count: bool,
     ) -> Result<Vcpus, VmmError> {
         let mut slots = Vec::new();
         for (index, (io, stop)) in (0..).zip(processors) {
-            let vcpu = vm.create_vcpu(index, io, stop.clone())?;
+            let mut vcpu = vm.create_vcpu(index, io, stop.clone())?;
+            if count {
+                vcpu.count_instructions();
+            }
             slots.push((stop, Slot::Parked(vcpu)));
         }
         let past = vec![Stats::default(); slots.len()];
-        Ok(Vcpus { slots, sender, run: 0, past })
+        Ok(Vcpus { slots, sender, run: 0, past, count })
     }
 
     /// Replaces each by one of `vm` in the same state. None may run. If that cannot be, all stay as they are.
@@ -55,6 +61,9 @@ impl Vcpus {
             };
             let mut vcpu = vm.create_vcpu(index, io, stop)?;
             vcpu.set_state(&old.state())?;
+            if self.count {
+                vcpu.count_instructions();
+            }
             next.push(vcpu);
         }
         for (((stop, slot), vcpu), past) in self.slots.iter_mut().zip(next).zip(&mut self.past) {

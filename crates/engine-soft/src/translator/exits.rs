@@ -12,8 +12,6 @@ const MOST: usize = 30;
 /// The counts.
 #[derive(Debug, Default)]
 pub struct Exits {
-    /// By [`super::ctx::exit`].
-    pub kinds: [u64; 10],
     /// Instructions that the interpreter executed in the middle of blocks.
     pub interpreted: HashMap<Mnemonic, u64>,
     /// Sites filled by a page walk, or from an entry that the miss stub could not take.
@@ -37,10 +35,6 @@ impl Exits {
 
 impl fmt::Display for Exits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names = ["", "link", "indirect", "interpreter", "memory", "fault", "stale", "x87", "hot", "look"];
-        for (name, n) in names.iter().zip(self.kinds).skip(1) {
-            write!(f, "{name} {n}, ")?;
-        }
         writeln!(f, "dispatched {} (looked up {}), filled {}", self.dispatched, self.found, self.filled)?;
         let [crossing, raised, slow, group] = self.unfilled;
         writeln!(f, "not filled: crossing {crossing}, exception {raised}, slow {slow}, group {group}")?;

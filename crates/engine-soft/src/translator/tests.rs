@@ -2,13 +2,15 @@
 
 use super::Translator;
 use super::ctx::CtxBox;
+use crate::cache::Cache;
 use crate::cpu::Cpu;
 use crate::run::Interpreter;
 use crate::shoot::Shared;
 use crate::sys::testing::{self, CODE};
 use ringer_arch::cpu::Vendor;
 use ringer_arch::regs::cr4;
-use ringer_engine::{Until, Vcpu};
+use ringer_arch::seg::sreg;
+use ringer_engine::{StopToken, Until, Vcpu};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -16,7 +18,9 @@ use std::time::Instant;
 fn run(cpu: Cpu, code: &[u8], insns: u64, room: usize) -> Translator {
     cpu.mmu.memory().write(CODE, code).unwrap();
     let interp = Interpreter::new(cpu, Arc::new(Shared::new(1)), Instant::now());
-    let mut t = Translator::new(interp, CtxBox::LEN + 2 * room).unwrap();
+    // The interpreter's share is a sixteenth.
+    let limit = (CtxBox::LEN + Cache::JUMPS_LEN + 2 * room) * 16 / 15;
+    let mut t = Translator::new(interp, limit).unwrap();
     let state = t.state();
     t.set_state(&state).unwrap();
     t.step(Until::Block(insns));
@@ -79,4 +83,44 @@ fn x87_pointers_outlive_the_code() {
     let t = run(cpu, &code, 1400, 64 << 10);
     // FXSAVE's FIP.
     assert_eq!(u64::from_le_bytes(t.state().xsave[8..16].try_into().unwrap()), CODE);
+}
+
+/// The selector among the x87 pointers is that of the last instruction's operand, whatever is loaded after it.
+#[test]
+fn x87_selectors_outlive_the_segment() {
+    let mut cpu = testing::long(Vendor::Intel);
+    cpu.seg[sreg::DS].selector = 0x1230;
+    let memory = cpu.mmu.memory().clone();
+    // fld dword [0x8000]; xor eax, eax; mov ds, eax; fnstenv [0x8100]; hlt
+    let code = [
+        &[0xd9, 0x04, 0x25, 0, 0x80, 0, 0][..],
+        &[0x31, 0xc0, 0x8e, 0xd8, 0xd9, 0x34, 0x25, 0, 0x81, 0, 0, 0xf4],
+    ];
+    let t = run(cpu, &code.concat(), 5, 1 << 20);
+    assert_eq!(t.state().seg[sreg::DS].selector, 0);
+    assert_eq!(memory.load::<u16>(0x8100 + 24).unwrap(), 0x1230);
+}
+
+/// Instructions are counted one and all if that is asked for.
+#[test]
+fn instructions_are_counted_when_asked_for() {
+    let mut cpu = testing::long(Vendor::Intel);
+    cpu.mmu.memory().write(CODE, &[0xb9, 0xe8, 3, 0, 0, 0xff, 0xc9, 0x75, 0xfc, 0x0f, 0x31, 0xf4]).unwrap();
+    cpu.mp_state = ringer_arch::MpState::Running;
+    let stop = cpu.stop.clone();
+    let interp = Interpreter::new(cpu, Arc::new(Shared::new(1)), Instant::now());
+    let mut t = Translator::new(interp, 4 << 20).unwrap();
+    t.count_instructions();
+    let thread = std::thread::spawn(move || {
+        t.run();
+        t
+    });
+    // mov ecx, 1000; 1: dec ecx; jnz 1b; rdtsc; hlt
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    stop.raise(StopToken::STOP);
+    let t = thread.join().unwrap();
+    let s = t.stats();
+    assert_eq!(t.state().mp_state, ringer_arch::MpState::Halted);
+    assert_eq!((s.instructions, s.partial), (1 + 2 * 1000 + 2, false));
+    assert!(s.exits.iter().sum::<u64>() > 0 && s.code_memory > 1 << 20 && s.code_memory <= 4 << 20, "{s:?}");
 }

@@ -7,18 +7,18 @@ use super::groups::Insn;
 use super::store::{FEW_ROUNDS, NONE, Op, Second, Store, Versions, clear_jumps};
 use super::{area, key};
 use crate::block::Decoded;
-use crate::cache::Map;
+use crate::cache::{Cache, Map};
 use crate::cpu::{Cpu, R, slot};
 use crate::exec::generic;
 use crate::host;
 use crate::mmu::Acc;
 use crate::run::{Awake, Interpreter};
 use crate::sites::{Site, Sites};
-use iced_x86::{Decoder, DecoderOptions};
+use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic as M, OpKind};
 use ringer_arch::VcpuState;
 use ringer_arch::cpu::Vendor;
 use ringer_arch::seg::sreg;
-use ringer_engine::{DebugRequest, EngineError, Exit, Stats, Step, StopToken, Until, Vcpu};
+use ringer_engine::{DebugRequest, EXITS, EngineError, Exit, Stats, Step, StopToken, Until, Vcpu};
 use ringer_memory::PAGE_SIZE;
 use std::io;
 use std::sync::atomic::AtomicU32;
@@ -42,6 +42,11 @@ pub struct Translator {
     /// What is to be added to the counts of blocks that were left early or of which a part was interpreted.
     adjust: i64,
     exits: Option<Box<Exits>>,
+    /// How often translated code was left, by [`exit`].
+    left: [u64; EXITS.len() + 1],
+    /// The most bytes that code and tables took before they were dropped.
+    peak: usize,
+    failure: Option<String>,
 }
 
 /// Stands for the operand of an x87 instruction that has none, or of none.
@@ -100,7 +105,10 @@ impl Translator {
     pub fn new(mut interp: Interpreter, limit: usize) -> io::Result<Translator> {
         // The signal handler is the stubs' of the interpreter, which exist by now.
         let avx = std::arch::is_x86_feature_detected!("avx");
-        let store = Store::new(limit.saturating_sub(CtxBox::LEN), avx)?;
+        // What the interpreter decodes for itself is little: code that keeps changing, and what is not translated.
+        let decoded = Cache::JUMPS_LEN + limit / 16;
+        interp = interp.with_code_limit(decoded);
+        let store = Store::new(limit.saturating_sub(CtxBox::LEN + decoded), avx)?;
         let mut ctx = CtxBox::new()?;
         let secret = host::random().unwrap_or(0x5bd1_e995_9e37_79b9);
         // Not canonical, whatever the number of levels: bits 62 and 63 differ.
@@ -128,9 +136,12 @@ impl Translator {
             insns: Vec::new(),
             young: Map::default(),
             dropped: Vec::new(),
-            count: std::env::var_os("RINGER_COUNT").is_some(),
+            count: false,
             adjust: 0,
             exits: Exits::wanted(),
+            left: [0; EXITS.len() + 1],
+            peak: 0,
+            failure: None,
         })
     }
 
@@ -153,6 +164,7 @@ impl Translator {
     fn clear(&mut self) {
         // Its pointers are those of an instruction that is about to be forgotten.
         self.unload_x87();
+        self.peak = self.peak.max(self.store.in_memory(false));
         self.store.clear();
         self.interp.cpu.mmu.sites.forget();
         clear_jumps(self.ctx.get_mut());
@@ -407,10 +419,8 @@ impl Translator {
     fn serve(&mut self) -> Result<Next, Exit> {
         let c = self.ctx.get();
         let (kind, arg, vpage) = (c.kind, c.arg, c.vpage);
-        if let Some(e) = &mut self.exits {
-            if let Some(n) = e.kinds.get_mut(kind as usize) {
-                *n += 1;
-            }
+        if let Some(n) = self.left.get_mut(kind as usize) {
+            *n += 1;
         }
         match kind {
             exit::LINK => {
@@ -462,12 +472,10 @@ impl Translator {
             Some(op) => self.execute(op),
             None => {
                 // Nothing that guests execute as itself can fault but what has an op.
-                tracing::error!(
-                    pc,
-                    sig = self.ctx.get().fault_sig,
-                    "a signal out of place in translated code"
-                );
-                std::process::abort();
+                let (sig, at) = (self.ctx.get().fault_sig, pc.wrapping_sub(self.store.area.exec()));
+                self.failure =
+                    Some(format!("signal {sig} out of place, {at:#x} bytes into the translated code"));
+                Err(Exit::Failed)
             }
         }
     }
@@ -593,10 +601,12 @@ impl Translator {
         let mask = self.ip_mask();
         let mut rip = (self.ctx.get().vpage + u64::from(o.offset)) & mask;
         let make = self.decoder();
-        // The last of a block may change CS, whose selector is among the x87 pointers.
-        let x87 = self.ctx.get().x87 != 0;
-        if x87 && (o.gap == 0 || o.insns > 1 || self.store.decoded(op, make).is_host) {
-            self.unload_x87();
+        // The last of a block may change CS, whose selector is among the x87 pointers, as is that of the operand's segment.
+        if self.ctx.get().x87 != 0 {
+            let d = self.store.decoded(op, make);
+            if o.gap == 0 || o.insns > 1 || d.is_host || loads_segment(&d.insn) {
+                self.unload_x87();
+            }
         }
         let mut done = 0;
         for n in 0..o.insns {
@@ -727,6 +737,12 @@ impl Translator {
     }
 }
 
+/// Whether an instruction that does not end a block may load a segment register.
+fn loads_segment(i: &Instruction) -> bool {
+    let far = matches!(i.mnemonic(), M::Lds | M::Les | M::Lfs | M::Lgs | M::Lss);
+    far || i.op0_kind() == OpKind::Register && i.op0_register().is_segment_register()
+}
+
 /// Lets the interpreter execute `d` at `rip`.
 fn execute_one(
     cpu: &mut Cpu,
@@ -754,6 +770,9 @@ impl Drop for Translator {
     fn drop(&mut self) {
         if let Some(e) = &self.exits {
             let (code, sites) = self.store.in_use();
+            for (name, n) in EXITS.iter().zip(&self.left[1..]) {
+                eprint!("{name} {n}, ");
+            }
             eprint!("{e}translated code: {code} bytes, {sites} sites, {} blocks, ", self.store.blocks.len());
             eprint!(
                 "{} scattered, {} split, {} bytes in all; ",
@@ -830,10 +849,9 @@ impl Vcpu for Translator {
             self.unload_x87();
             return self.interp.step(until);
         };
-        if !self.count {
-            self.count = true;
+        if self.store.rounds != FEW_ROUNDS {
             self.store.rounds = FEW_ROUNDS;
-            self.unload_x87();
+            self.count_instructions();
             self.clear();
         }
         self.interp.shared.acknowledge(self.interp.index());
@@ -847,9 +865,27 @@ impl Vcpu for Translator {
         Some(step)
     }
 
+    fn count_instructions(&mut self) {
+        if !std::mem::replace(&mut self.count, true) {
+            self.adjust = 0;
+            self.clear();
+        }
+    }
+
+    fn failure(&self) -> Option<&str> {
+        self.failure.as_deref()
+    }
+
     fn stats(&self) -> Stats {
         let mut s = self.interp.stats();
-        s.instructions += self.ctx.get().instret;
+        s.partial = !self.count;
+        if self.count {
+            s.instructions =
+                s.instructions.wrapping_add(self.ctx.get().instret).wrapping_add(self.adjust as u64);
+        }
+        s.exits.copy_from_slice(&self.left[1..]);
+        let code = self.peak.max(self.store.in_memory(false)) + CtxBox::LEN;
+        s.code_memory += code as u64;
         s
     }
 }

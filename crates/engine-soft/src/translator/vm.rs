@@ -4,12 +4,10 @@ use super::vcpu::Translator;
 use crate::cpu::Cpu;
 use crate::run::Interpreter;
 use crate::shoot::Shared;
+use crate::vm::share;
 use ringer_engine::{CpuIo, Engine, EngineError, Probe, StopToken, Vcpu, Vm, VmParams};
 use ringer_memory::CodeWatch;
 use std::sync::{Arc, Weak};
-
-/// A processor gets no less than this, in bytes.
-const LEAST: u64 = 4 << 20;
 
 /// The translator: runs on any x86-64 Linux host.
 #[derive(Clone, Copy, Debug, Default)]
@@ -49,8 +47,6 @@ impl Vm for TranslatorVm {
         self.shared.register(index, stop.clone());
         let cpu = Cpu::new(&self.params, index, io, stop).map_err(fail)?;
         let interp = Interpreter::new(cpu, self.shared.clone(), self.params.started);
-        let limit = (self.params.code_limit / u64::from(self.params.vcpus.max(1))).max(LEAST);
-        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-        Ok(Box::new(Translator::new(interp, limit).map_err(fail)?))
+        Ok(Box::new(Translator::new(interp, share(&self.params)).map_err(fail)?))
     }
 }

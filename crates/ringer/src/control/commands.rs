@@ -108,21 +108,29 @@ pub fn engine(name: &VmName, engine: &str) -> anyhow::Result<ExitCode> {
 struct Report {
     #[serde(flatten)]
     info: Info,
-    /// Millions of instructions a second, at the moment.
-    mips: f64,
+    /// Millions of instructions a second, at the moment, if they are counted.
+    mips: Option<f64>,
+}
+
+/// Instead of a number of instructions.
+fn uncounted() -> String {
+    "not counted (run with --stats)".to_owned()
 }
 
 /// `ringer info`.
 pub fn info(name: &VmName, json: bool) -> anyhow::Result<ExitCode> {
     let mut c = connect(name)?;
     let first = c.info(&Request::Info)?;
-    let mut mips = 0.0;
+    let mut mips = first.instructions.map(|_| 0.0);
     let mut last = first.clone();
     if first.state == State::Running {
         std::thread::sleep(LOOK);
         last = c.info(&Request::Info)?;
         let ms = last.run_ms.saturating_sub(first.run_ms).max(1);
-        mips = last.instructions.saturating_sub(first.instructions) as f64 / ms as f64 / 1e3;
+        mips = last
+            .instructions
+            .zip(first.instructions)
+            .map(|(b, a)| b.saturating_sub(a) as f64 / ms as f64 / 1e3);
     }
     if json {
         return print_json(&Report { info: last, mips });
@@ -133,8 +141,8 @@ pub fn info(name: &VmName, json: bool) -> anyhow::Result<ExitCode> {
         ("pid", last.pid.to_string()),
         ("state", state(&last).to_owned()),
         ("engine", last.engine.clone()),
-        ("MIPS", format!("{mips:.1}")),
-        ("instructions", last.instructions.to_string()),
+        ("MIPS", mips.map_or_else(uncounted, |m| format!("{m:.1}"))),
+        ("instructions", last.instructions.map_or_else(uncounted, |n| n.to_string())),
         ("vcpus", last.vcpus.to_string()),
         ("memory", format!("{}, {} resident", show_size(last.memory), show_size(last.resident))),
         ("uptime", format!("{}, {} of it running", show_time(last.uptime_ms), show_time(last.run_ms))),

@@ -49,8 +49,8 @@ pub struct Info {
     /// Milliseconds since it was started, and those that it ran.
     pub uptime_ms: u64,
     pub run_ms: u64,
-    /// Guest instructions of all processors so far.
-    pub instructions: u64,
+    /// Guest instructions of all processors so far, if all are counted.
+    pub instructions: Option<u64>,
 }
 
 /// The answer to a request.
@@ -142,7 +142,7 @@ mod tests {
             resident: 99,
             uptime_ms: 5,
             run_ms: 4,
-            instructions: u64::MAX,
+            instructions: Some(u64::MAX),
         };
         for a in [Answer::Ok(info), Answer::Done, Answer::Error("no\nsuch thing".into())] {
             let mut line = Vec::new();

@@ -236,13 +236,13 @@ fn another_engine_goes_on_with_the_state() {
         let before = handle.status().unwrap();
         assert_eq!(
             (before.engine, before.vcpus, before.instructions, before.paused),
-            ("scripted", 2, 14, false)
+            ("scripted", 2, Some(14), false)
         );
         assert_eq!(before.memory, 4 << 20);
         assert!(before.resident > 0 && before.resident <= 4 << 20);
         // Two processors of each engine, 7 instructions each.
         let after = handle.change_engine(Box::new(Scripted(Arc::new(nothing), "other"))).unwrap();
-        assert_eq!((after.engine, after.instructions), ("other", 28));
+        assert_eq!((after.engine, after.instructions), ("other", Some(28)));
         assert!(after.machine_ns > before.machine_ns);
         let paused = handle.control(Control::Pause).unwrap();
         assert!(paused.paused);
