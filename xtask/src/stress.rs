@@ -5,6 +5,7 @@ use crate::log::complains;
 use crate::tree::Tree;
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
+use clap::builder::PossibleValuesParser;
 use ringer_image::debian::cpio::CpioWriter;
 use ringer_image::debian::{Cache, GuestKind, Progress, guest, packages};
 use std::io::Write;
@@ -34,6 +35,9 @@ pub struct Options {
     /// Processors
     #[arg(long, default_value_t = 2, value_name = "N")]
     cpus: u32,
+    /// Classes of work [default: all]
+    #[arg(long, value_delimiter = ',', value_name = "CLASS", value_parser = PossibleValuesParser::new(CLASSES))]
+    only: Vec<String>,
     /// Ringer's engine
     #[arg(long, default_value = "translator", value_name = "NAME")]
     engine: String,
@@ -75,7 +79,7 @@ fn initrd(cache: &Cache, progress: &Progress, options: &Options) -> Result<tempf
     t.need("stress-ng", |n| n == "usr/bin/stress-ng")?;
     t.need("busybox", |n| n == "usr/bin/busybox")?;
     let mut stress = format!("stress-ng --verify --metrics-brief --timeout {}s", options.seconds);
-    for class in CLASSES {
+    for class in CLASSES.iter().filter(|c| options.only.is_empty() || options.only.iter().any(|o| o == *c)) {
         stress += &format!(" --{class} {}", options.cpus);
     }
     stress += " --vm-bytes 32m --mmap-bytes 32m";
