@@ -1,7 +1,8 @@
-//! Every guest under every software engine.
+//! Every guest under every engine.
 
+use ringer_engine::Probe;
 use ringer_guests::{ALL, End, Guest, PASSED, find};
-use ringer_vmm::{Control, Machine, OnReset, Outcome, SerialSides, VmSpec, choose};
+use ringer_vmm::{Control, Machine, OnReset, Outcome, SerialSides, VmSpec, choose, cpu_model};
 use std::io::Write;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex};
@@ -61,6 +62,50 @@ fn run(guest: &Guest, engine: &str) {
     }
 }
 
+/// Guests that a KVM cannot run that emulates ring 0 (docs/kvm.md has the same table). One that runs both rings on the processor runs all.
+const NOT_EMULATED: &[(&str, &str)] = &[
+    ("paging-32", "there is no paging outside long mode"),
+    ("paging-pae", "there is no paging outside long mode"),
+    ("paging-4level", "INT is not emulated: ring 3 cannot call"),
+    ("exceptions", "INT3 is not emulated"),
+    ("exceptions-32", "BOUND is not emulated"),
+    ("iret-64", "INT is not emulated: ring 3 cannot call"),
+    ("interrupts", "interrupts are taken one instruction late behind IRET"),
+    ("segmentation", "IRET is not emulated in 32-bit protected mode"),
+    ("modes", "ARPL is not emulated"),
+    ("syscall", "SYSRET with EFER.SCE clear is no #UD"),
+    ("smp", "CMPXCHG16B is not emulated"),
+    ("task-switch", "far jumps to a TSS are not emulated"),
+    ("modes-long", "INT is not emulated: ring 3 cannot call"),
+    ("sysenter-32", "IRET is not emulated in 32-bit protected mode"),
+    ("debug", "a single step over REP is one over all its turns"),
+    ("fpu", "FNSTSW AX is not emulated"),
+    ("msr", "CPUID in ring 3 is #UD"),
+    ("io", "ring 3 has no port access, whatever IOPL and the I/O map say"),
+    ("reset", "INT3 is not emulated"),
+];
+
+/// As [`run`], if this host's KVM can; if not, says why.
+fn run_on_kvm(guest: &Guest) {
+    let engine = choose("kvm").unwrap().engine;
+    let cannot = match engine.probe() {
+        Probe::Works { .. } => None,
+        Probe::Missing(why) => Some(why),
+        Probe::Slow(why) => {
+            let entry = NOT_EMULATED.iter().find(|(name, _)| *name == guest.name);
+            entry.map(|(_, what)| format!("{what} ({why})"))
+        }
+    };
+    let cannot = cannot.or_else(|| {
+        let needs = engine.needs().unwrap();
+        cpu_model(guest.cpu, &needs).err().map(|e| e.to_string())
+    });
+    match cannot {
+        Some(why) => println!("{}: skipped: {why}", guest.name),
+        None => run(guest, "kvm"),
+    }
+}
+
 macro_rules! tests {
     ($($test:ident $name:literal,)*) => {
         mod interpreter {
@@ -73,6 +118,13 @@ macro_rules! tests {
             $(#[test]
             fn $test() {
                 super::run(super::find($name).unwrap(), "translator");
+            })*
+        }
+
+        mod kvm {
+            $(#[test]
+            fn $test() {
+                super::run_on_kvm(super::find($name).unwrap());
             })*
         }
 

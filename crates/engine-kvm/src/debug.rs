@@ -115,11 +115,12 @@ impl Debugger {
         self.step
     }
 
-    /// Tells KVM, before it is entered. `own_step`: this engine wants to have the processor back after one instruction.
-    pub fn arm(&mut self, fd: &VcpuFd, own_step: bool) -> Result<(), Error> {
+    /// Tells KVM, before it is entered. `own_step`: this engine wants to have the processor back after one instruction;
+    /// `may_step`: KVM is to be asked for steps at all.
+    pub fn arm(&mut self, fd: &VcpuFd, own_step: bool, may_step: bool) -> Result<(), Error> {
         self.own_step = own_step;
         let mut control = 0;
-        if self.step || self.over || own_step {
+        if may_step && (self.step || self.over || own_step) {
             control |= KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP;
         }
         let mut regs = [0; 8];

@@ -308,7 +308,13 @@ impl KvmVcpu {
     /// Enters KVM and does what it comes out for.
     fn enter(&mut self, how: Enter) -> Done<Option<Exit>> {
         let own_step = how == Enter::Run && self.must_step()?;
-        self.debugger.arm(&self.fd, own_step).map_err(host_error("setting what a debugger wants"))?;
+        let may_step = !self.shared.quirks.coarse_window
+            || !own_step && !self.debugger.steps()
+            || self.unfinished
+            || !self.at_hlt()?;
+        self.debugger
+            .arm(&self.fd, own_step, may_step)
+            .map_err(host_error("setting what a debugger wants"))?;
         let cr8 = self.io.cr8();
         let run = self.fd.get_kvm_run();
         run.cr8 = cr8;
@@ -348,6 +354,19 @@ impl KvmVcpu {
         let e = self.fd.get_vcpu_events().map_err(host_error("asking for pending events"))?;
         self.nmi = e.nmi.pending != 0;
         Ok(!state::in_flight(&e) && (self.intr || self.nmi) && !state::nmi_next(&e))
+    }
+
+    /// Whether the next instruction is HLT: a KVM that emulates forgets it when it steps, and halts one instruction later. It comes
+    /// out behind HLT anyway.
+    fn at_hlt(&self) -> Done<bool> {
+        const HLT: u8 = 0xf4;
+        let failed = host_error("reading the processor's state");
+        let rip = self.fd.get_regs().map_err(&failed)?.rip;
+        let cs = raw::sregs2(&self.fd).map_err(&failed)?.cs;
+        let lin = if cs.l != 0 { rip } else { rip.wrapping_add(cs.base) & 0xffff_ffff };
+        let t = self.fd.translate_gva(lin).map_err(&failed)?;
+        let at = t.physical_address;
+        Ok(t.valid != 0 && self.shared.params.memory.load::<u8>(at).is_ok_and(|b| b == HLT))
     }
 
     /// After KVM_EXIT_DEBUG.
