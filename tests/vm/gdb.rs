@@ -2,6 +2,7 @@
 
 use crate::log::complains;
 use crate::support::{Guard, LIMIT, Started, guest, output, quick, run, skip};
+use rustix::fs::OFlags;
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -207,7 +208,8 @@ fn come_and_go() {
     }
     let place = Place::new();
     let option = format!("{},nowait", place.option());
-    let mut command = quick(["--cpus", "2", &option, "--", "sh", "-c", "echo up; while :; do :; done"]);
+    let mut command =
+        quick(["--cpus", "2", &option, "--", "sh", "-c", "while :; do echo up; usleep 50000; done"]);
     let mut ringer = Guard(command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap());
     let mode = std::fs::metadata(&place.socket).map(|m| m.permissions().mode() & 0o777);
     let mut out = ringer.0.stdout.take().unwrap();
@@ -227,8 +229,11 @@ fn come_and_go() {
             assert!(n > 0, "{text}");
             text.push_str(&String::from_utf8_lossy(&buf[..n]));
         }
-        // Until gdb waits for the machine.
-        thread::sleep(Duration::from_millis(500));
+        // All stands still. What the guest says after what it has said so far tells that gdb has let it go on.
+        rustix::fs::fcntl_setfl(&out, OFlags::NONBLOCK).unwrap();
+        while out.read(&mut buf).is_ok() {}
+        rustix::fs::fcntl_setfl(&out, OFlags::empty()).unwrap();
+        out.read_exact(&mut up).unwrap();
         let pid = rustix::process::Pid::from_raw(gdb.0.id() as i32).unwrap();
         rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
         said.read_to_string(&mut text).unwrap();
@@ -300,9 +305,9 @@ const RIP: u32 = 16;
 const EFLAGS: u32 = 17;
 const RSP: u32 = 7;
 
-/// A boot sector that counts: l: inc ax; mov [0x600], ax; pushf; pop bx; jmp l
-fn sector(place: &Place) -> PathBuf {
-    let mut image = vec![0x40, 0xa3, 0x00, 0x06, 0x9c, 0x5b, 0xeb, 0xf8];
+/// `code` as a boot sector.
+fn sector(place: &Place, code: &[u8]) -> PathBuf {
+    let mut image = code.to_vec();
     image.resize(510, 0);
     image.extend([0x55, 0xaa]);
     let path = place.socket.with_extension("sector");
@@ -310,9 +315,19 @@ fn sector(place: &Place) -> PathBuf {
     path
 }
 
+/// It counts: l: inc ax; mov [0x600], ax; pushf; pop bx; jmp l
+const COUNTING: [u8; 8] = [0x40, 0xa3, 0x00, 0x06, 0x9c, 0x5b, 0xeb, 0xf8];
+
+/// It waits until the clock's seconds have changed three times, then stays at 0x7c13: cli; mov bx, 3; l: call sec; mov cl, al; m: call sec;
+/// cmp al, cl; je m; dec bx; jnz l; t: nop; jmp t; sec: mov al, 0; out 0x70, al; in al, 0x71; ret
+const WAITING: [u8; 29] = [
+    0xfa, 0xbb, 3, 0, 0xe8, 0x0f, 0, 0x88, 0xc1, 0xe8, 0x0a, 0, 0x38, 0xc8, 0x74, 0xf9, 0x4b, 0x75, 0xf1,
+    0x90, 0xeb, 0xfd, 0xb0, 0, 0xe6, 0x70, 0xe4, 0x71, 0xc3,
+];
+
 /// A machine that waits for its debugger at the first instruction of that sector.
 fn counting(engine: &str, place: &Place) -> Guard {
-    let kernel = sector(place);
+    let kernel = sector(place, &COUNTING);
     let mut command =
         run(["--engine", engine, "--boot", "sector", "--memory", "2M", &place.option(), "--kernel"]);
     command.arg(kernel).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -443,8 +458,48 @@ fn nonsense_from_a_debugger() {
 fn sockets_that_cannot_be() {
     let place = Place::new();
     std::fs::write(&place.socket, b"not a socket").unwrap();
-    output(run(["--kernel", "/dev/null", &place.option()])).refused(&["gdb", "use"]);
+    output(run(["--kernel", "/dev/null", &place.option()])).refused(&["gdb", "exists"]);
     assert_eq!(std::fs::read(&place.socket).unwrap(), b"not a socket");
     output(run(["--kernel", "/dev/null", "--gdb", "/nowhere/at/all"]))
         .refused(&["/nowhere/at/all", "No such file"]);
+}
+
+/// Breakpoints go along when a machine that runs changes its engine; the owner's pause and the debugger's are two things.
+#[test]
+fn beside_the_owner() {
+    let place = Place::new();
+    let folder = tempfile::tempdir().unwrap();
+    let kernel = sector(&place, &WAITING);
+    let mut command =
+        run(["--engine", "translator", "--boot", "sector", "--memory", "2M", "--name", "debugged"]);
+    command.arg(place.option()).arg("--kernel").arg(kernel).env("XDG_RUNTIME_DIR", folder.path());
+    let mut ringer =
+        Guard(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+    let owner = |args: &[&str]| {
+        let mut c = crate::support::ringer();
+        c.args(args).env("XDG_RUNTIME_DIR", folder.path());
+        output(c).ended(0).text()
+    };
+    let mut c = place.client();
+    c.ask("qSupported:multiprocess+;swbreak+;hwbreak+");
+    assert_eq!(c.ask("Z0,7c13,1"), "OK");
+    c.send("vCont;c");
+    owner(&["engine", "debugged", "interpreter"]);
+    assert!(c.receive().starts_with("T05"));
+    assert_eq!(c.register(RIP), 0x7c13);
+    let info = owner(&["info", "debugged"]);
+    assert!(info.contains("interpreter") && info.contains("paused"), "{info}");
+    owner(&["resume", "debugged"]);
+    owner(&["engine", "debugged", "translator"]);
+    assert_eq!(c.register(RIP), 0x7c13);
+    owner(&["pause", "debugged"]);
+    assert_eq!(c.ask("z0,7c13,1"), "OK");
+    assert_eq!(c.ask("Z0,7c14,1"), "OK");
+    c.send("vCont;c");
+    assert!(owner(&["info", "debugged"]).contains("paused"));
+    owner(&["resume", "debugged"]);
+    assert!(c.receive().starts_with("T05"));
+    assert_eq!(c.register(RIP), 0x7c14);
+    owner(&["kill", "debugged"]);
+    ringer.status();
 }

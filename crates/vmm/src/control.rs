@@ -24,7 +24,7 @@ pub enum Control {
 /// A machine between two things that it was asked.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Status {
-    /// Its owner paused it.
+    /// Its owner paused it, or a debugger has it stand still.
     pub paused: bool,
     /// Name of the engine that runs it.
     pub engine: &'static str,

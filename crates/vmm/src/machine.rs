@@ -344,7 +344,7 @@ impl Machine {
             self.start()?;
         }
         Ok(Status {
-            paused: self.paused,
+            paused: self.paused || self.debugger.holds(),
             engine: self.engine,
             vcpus: self.spec.cpus,
             memory: self.memory.size(),

@@ -95,3 +95,82 @@ impl View<'_> {
         self.pieces(lin, bytes.len(), |gpa, r| self.memory.write(gpa, &bytes[r]).is_ok())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ringer_arch::regs::{cr0, cr4, efer};
+
+    const SIZE: u64 = 2 << 20;
+
+    fn model() -> CpuModel {
+        crate::engines::cpu_model("x86-64-v2", &ringer_engine::Needs::default()).unwrap()
+    }
+
+    /// 4-level paging: the pages at linear 0x40_0000 and 0x40_1000 are at 0x9000 (read-only) and 0x7000; what follows is missing, and
+    /// another maps what is not RAM.
+    fn long() -> (GuestMemory, VcpuState) {
+        let memory = GuestMemory::new(SIZE).unwrap();
+        for (at, entry) in [
+            (0x1000, 0x2003u64),
+            (0x2000, 0x3003),
+            (0x3000 + 8 * 2, 0x4003),
+            (0x4000, 0x9001),
+            (0x4008, 0x7003),
+            (0x4018, 0xfee0_0003),
+        ] {
+            memory.store(at, entry).unwrap();
+        }
+        let mut s = VcpuState::reset(0, true);
+        s.cr0 = cr0::PE | cr0::PG | cr0::WP;
+        s.cr3 = 0x1000;
+        s.cr4 = cr4::PAE | cr4::SMAP;
+        s.efer = efer::LME | efer::LMA;
+        (memory, s)
+    }
+
+    #[test]
+    fn pages_are_gone_through_and_left_as_they_are() {
+        let (memory, s) = long();
+        let v = View::new(&memory, &model(), &s);
+        memory.write(0x9ffe, b"ab").unwrap();
+        memory.write(0x7000, b"cd").unwrap();
+        let mut buf = [0; 4];
+        assert_eq!(v.read(0x40_0ffe, &mut buf), 4);
+        assert_eq!(&buf, b"abcd");
+        assert_eq!(v.write(0x40_0fff, b"xyz"), 3);
+        assert_eq!(v.read(0x40_0ffe, &mut buf), 4);
+        assert_eq!(&buf, b"axyz");
+        // As far as it goes.
+        assert_eq!(v.read(0x40_1ffe, &mut buf), 2);
+        assert_eq!(v.write(0x40_1fff, b"12"), 1);
+        assert_eq!(v.read(0x40_3000, &mut buf), 0);
+        assert_eq!((v.translate(0x40_3008), v.translate(0x40_2000)), (Some(0xfee0_0008), None));
+        for lin in [0x8000_0000_0000, 0xffff_0000_0040_0000, u64::MAX - 1] {
+            assert_eq!(v.read(lin, &mut buf), 0, "{lin:#x}");
+        }
+        // Neither accessed nor dirty.
+        for (at, entry) in [(0x1000, 0x2003u64), (0x4000, 0x9001), (0x4008, 0x7003)] {
+            assert_eq!(memory.load::<u64>(at).unwrap(), entry);
+        }
+    }
+
+    #[test]
+    fn narrow_modes() {
+        let (memory, mut s) = long();
+        s.efer = 0;
+        s.cr4 = cr4::PAE;
+        // The PDPTEs of PAE paging have fewer bits.
+        memory.store(0x5000, 0x3001u64).unwrap();
+        s.cr3 = 0x5000;
+        assert_eq!(View::new(&memory, &model(), &s).translate(0x40_1234), Some(0x7234));
+        s.pdptes = Some([0; 4]);
+        assert_eq!(View::new(&memory, &model(), &s).translate(0x40_1234), None);
+        s.cr0 = cr0::PE;
+        let v = View::new(&memory, &model(), &s);
+        assert_eq!(v.translate(0xffff_ffff_ffff_fff0), Some(0xffff_fff0));
+        let mut buf = [0; 16];
+        assert_eq!(v.read(SIZE - 8, &mut buf), 8);
+        assert_eq!(v.read(SIZE, &mut buf), 0);
+    }
+}

@@ -12,6 +12,8 @@ use crate::vcpus::Vcpus;
 use ringer_arch::cpu::CpuModel;
 use ringer_engine::{CpuIo, DebugRequest, DebugStop};
 use ringer_memory::GuestMemory;
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
 use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, TcpListener};
@@ -183,16 +185,22 @@ impl GdbServer {
     }
 }
 
-/// Binds a socket, in place of one that nobody listens at any more.
+/// Binds a socket, in place of one that nobody listens at any more. It gets its name when it is ready: nobody finds it before it
+/// listens, or with other rights.
 fn bind(path: &Path) -> io::Result<UnixListener> {
-    let listener = match UnixListener::bind(path) {
-        Err(e) if e.kind() == io::ErrorKind::AddrInUse && is_dead(path) => {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{}", std::process::id()));
+    let early = SocketPath(PathBuf::from(name));
+    let listener = UnixListener::bind(&early.0)?;
+    std::fs::set_permissions(&early.0, std::fs::Permissions::from_mode(0o600))?;
+    let rename = || renameat_with(CWD, &early.0, CWD, path, RenameFlags::NOREPLACE);
+    match rename() {
+        Err(Errno::EXIST) if is_dead(path) => {
             std::fs::remove_file(path)?;
-            UnixListener::bind(path)?
+            rename()?;
         }
         other => other?,
-    };
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    }
     Ok(listener)
 }
 
