@@ -6,6 +6,7 @@
 pub mod compare;
 pub mod conformance;
 pub mod engines;
+pub mod exceptions;
 pub mod r#gen;
 pub mod golden;
 pub mod handlers;

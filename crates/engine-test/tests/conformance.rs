@@ -1,6 +1,7 @@
 //! The conformance suite on every engine of this build, and with processors handed from one to another.
 
-use ringer_engine_test::conformance::{Cell, Config, EXCEPTIONS, column, columns, rows, run, table};
+use ringer_engine_test::conformance::{Cell, Config, column, columns, rows, run, table};
+use ringer_engine_test::exceptions::EXCEPTIONS;
 use std::collections::BTreeSet;
 
 #[test]

@@ -23,7 +23,7 @@ struct Args {
     #[arg(long, default_value_t = 1)]
     rounds: u64,
     /// Seconds that a check may take.
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, default_value_t = 30)]
     limit: u64,
     /// Checks at a time.
     #[arg(long, default_value_t = 2)]

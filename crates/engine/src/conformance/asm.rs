@@ -42,16 +42,27 @@ macro_rules! code {
 }
 pub(super) use code;
 
+/// The text of a value, cut if it is long.
+pub(super) fn short<T: std::fmt::Debug + ?Sized>(v: &T) -> String {
+    let text = format!("{v:x?}");
+    match text.char_indices().nth(400) {
+        Some((n, _)) => format!("{}...", &text[..n]),
+        None => text,
+    }
+}
+
 /// Fails the check unless the two are equal.
 macro_rules! same {
     ($got:expr, $want:expr) => {{
         let (got, want) = (&$got, &$want);
         if got != want {
             return Err($crate::conformance::fail::Fail::Wrong(format!(
-                "{}:{}: {} is {got:#x?}, not {want:#x?}",
+                "{}:{}: {} is {}, not {}",
                 file!().rsplit('/').next().unwrap_or_default(),
                 line!(),
                 stringify!($got),
+                $crate::conformance::asm::short(got),
+                $crate::conformance::asm::short(want),
             )));
         }
     }};

@@ -73,6 +73,8 @@ pub struct Guest {
     /// What was loaded or saved last.
     known: Vec<VcpuState>,
     hops: bool,
+    /// The dirty log must be exact.
+    log: bool,
 }
 
 impl Guest {
@@ -97,6 +99,7 @@ impl Guest {
             at: 0,
             known: Vec::new(),
             hops: true,
+            log: false,
         };
         g.make(0)?;
         g.io.clock.start();
@@ -128,8 +131,16 @@ impl Guest {
             self.vcpus.push(vm.create_vcpu(n as u32, io, self.io.stop(n).clone())?);
             self.io.stop(n).raise(crate::StopToken::ATTENTION);
         }
+        vm.log_writes(self.log)?;
         self.vm = Some(vm);
         self.known = self.vcpus.iter().map(|v| v.state()).collect();
+        Ok(())
+    }
+
+    /// Asks for an exact dirty log, of this engine and of those that the processors are handed to.
+    pub fn log_writes(&mut self) -> Result<(), Fail> {
+        self.log = true;
+        self.vm.as_ref().map_or(Ok(()), |vm| vm.log_writes(true))?;
         Ok(())
     }
 
@@ -150,6 +161,17 @@ impl Guest {
                 self.vcpus[n].set_state(&s)?;
                 self.known[n] = s;
             }
+        }
+        Ok(())
+    }
+
+    /// Loads the states into processors of each engine in turn.
+    pub(super) fn load_everywhere(&mut self) -> Result<(), Fail> {
+        for at in (0..self.env.engines.len()).rev() {
+            if at != self.at {
+                self.make(at)?;
+            }
+            self.load()?;
         }
         Ok(())
     }
@@ -184,30 +206,45 @@ impl Guest {
 
     /// Runs until the guest ends it, an event comes, or the machine would reset.
     pub fn run(&mut self) -> Result<Event, Fail> {
-        self.run_beside(|_| {})
+        let exit = self.go()?;
+        self.outcome(exit)
     }
 
     /// As [`run`](Self::run), while `host` runs on another thread. If `host` ends the run by
-    /// [`Machine::stop_run`], it is [`Event::Stopped`].
+    /// [`Machine::stop_run`], it is [`Event::Stopped`]. It must return soon after [`Machine::has_ended`] does.
     pub fn run_beside(&mut self, host: impl FnOnce(&Machine) + Send) -> Result<Event, Fail> {
+        let io = self.io.clone();
+        let exit = std::thread::scope(|s| {
+            let beside = s.spawn(|| host(&io));
+            let exit = self.go();
+            io.end();
+            if let Err(panic) = beside.join() {
+                resume_unwind(panic);
+            }
+            exit
+        })?;
+        self.outcome(exit)
+    }
+
+    /// Runs to an end, with hand-overs on the way.
+    fn go(&mut self) -> Result<Option<Exit>, Fail> {
         self.load()?;
-        let mut host = Some(host);
         let mut left = if self.hops { self.env.hops() } else { 0 };
-        let exit = loop {
+        loop {
             let hop = left > 0;
-            let alone = host.is_none() || !self.env.is_plain() && self.env.random(2) == 0;
-            // A step is exact; the host's work needs threads.
-            let part = if hop && alone && self.vcpus.len() == 1 { self.step() } else { None };
-            let part = match part {
-                Some(p) => p,
-                None => self.threads(hop, host.take()),
-            };
-            match part {
-                Part::Done(exit) => break exit,
+            // A step is exact, but nothing happens beside it; and not every engine has it.
+            let step = hop && self.vcpus.len() == 1 && self.env.random(4) != 0;
+            let part = if step { self.step() } else { None };
+            match part.unwrap_or_else(|| self.threads(hop)) {
+                Part::Done(exit) => return Ok(exit),
                 Part::Middle => self.hand_over()?,
             }
             left = left.saturating_sub(1);
-        };
+        }
+    }
+
+    /// What a run was that ended by `exit`.
+    fn outcome(&mut self, exit: Option<Exit>) -> Result<Event, Fail> {
         self.save();
         for n in 0..self.vcpus.len() {
             self.io.stop(n).take(crate::StopToken::STOP);
@@ -216,6 +253,7 @@ impl Guest {
             let at: Vec<String> = self.known.iter().map(place).collect();
             return fail(format!("came to no end in {:?}; stands at {}", self.env.limit, at.join(" and ")));
         }
+        let ended = self.io.take_ended();
         match exit {
             Some(Exit::TripleFault) => return Ok(Event::TripleFault),
             Some(Exit::Failed) => {
@@ -229,7 +267,7 @@ impl Guest {
             Some(Exit::Debug(why)) => return Ok(Event::Debug(why)),
             Some(Exit::Stopped) | None => {}
         }
-        if !self.io.take_ended() {
+        if !ended {
             return Ok(Event::Stopped);
         }
         Ok(self.frame().map_or(Event::End, Event::Vector))
@@ -247,7 +285,7 @@ impl Guest {
     }
 
     /// Runs each processor on a thread of its own; `hop`: for a random time at most.
-    fn threads(&mut self, hop: bool, host: Option<impl FnOnce(&Machine) + Send>) -> Part {
+    fn threads(&mut self, hop: bool) -> Part {
         let io = &self.io;
         let kick = hop.then(|| Duration::from_micros(1 << self.env.random(9)));
         let started = Instant::now();
@@ -262,9 +300,6 @@ impl Guest {
                     let _received = sender.send(exit.as_ref().ok().copied());
                     exit
                 }));
-            }
-            if let Some(host) = host {
-                s.spawn(move || host(io));
             }
             let (mut done, mut first, mut kicked) = (0, None, false);
             while done < count {
@@ -453,6 +488,11 @@ impl Guest {
     #[must_use]
     pub fn model(&self) -> &ringer_arch::cpu::CpuModel {
         &self.env.model
+    }
+
+    /// What the engine that has the processors needs of the machine.
+    pub fn engine_needs(&self) -> Result<crate::Needs, Fail> {
+        Ok(self.env.engines[self.at].needs()?)
     }
 
     /// What the engine is called that has the processors.

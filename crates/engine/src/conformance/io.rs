@@ -124,8 +124,13 @@ impl Machine {
 
     /// Ends the run that is under way, or the next one, from outside.
     pub fn stop_run(&self) {
-        self.stopped.store(true, Ordering::SeqCst);
+        self.end();
         self.stop_all();
+    }
+
+    /// The run is at its end.
+    pub(super) fn end(&self) {
+        self.stopped.store(true, Ordering::SeqCst);
     }
 
     /// Whether a guest has ended the run; forgets it, and an end from outside.
@@ -134,8 +139,8 @@ impl Machine {
         self.ended.swap(false, Ordering::SeqCst)
     }
 
-    /// Whether the run is to end.
-    pub(super) fn has_ended(&self) -> bool {
+    /// Whether the run is at its end.
+    pub fn has_ended(&self) -> bool {
         self.ended.load(Ordering::SeqCst) || self.stopped.load(Ordering::SeqCst)
     }
 

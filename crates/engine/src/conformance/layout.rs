@@ -1,7 +1,7 @@
 //! Where things stand in a check's machine. Up to [`RAM`] linear addresses are physical ones in every mode.
 
-/// Bytes of RAM.
-pub const RAM: u64 = 8 << 20;
+/// Bytes of RAM: little, as lock-step runs compare all of it.
+pub const RAM: u64 = (4 << 20) + (128 << 10);
 /// The GDT, one page.
 pub const GDT: u64 = 0x1000;
 /// The IDT; in real mode it is at 0.
@@ -38,7 +38,7 @@ pub const TABLES: u64 = 0x4_0000;
 pub const MORE_TABLES: u64 = 0x5_0000;
 /// Free RAM, eight pages of ring 0.
 pub const FREE: u64 = 0x6_0000;
-/// A large page of RAM, of any size up to 4 MiB.
+/// A large page of any size up to 4 MiB, whose first 128 KiB are RAM.
 pub const LARGE: u64 = 4 << 20;
 /// A page that is not RAM. In every mode it is mapped where it is.
 pub const MMIO: u64 = 16 << 20;

@@ -77,10 +77,6 @@ impl Env {
         (z ^ z >> 31) % n
     }
 
-    pub fn is_plain(&self) -> bool {
-        !self.hand_over
-    }
-
     /// How many hand-overs the next run has at most.
     pub fn hops(&self) -> u64 {
         if self.hand_over { 1 + self.random(4) } else { 0 }
@@ -102,7 +98,7 @@ impl Env {
         self.expired.store(true, Ordering::SeqCst);
         for m in &*self.machines.lock().unwrap_or_else(PoisonError::into_inner) {
             if let Some(m) = m.upgrade() {
-                m.stop_all();
+                m.stop_run();
             }
         }
     }
@@ -114,10 +110,20 @@ impl Test {
         Guest::new(&self.env, mode, 1)
     }
 
-    /// Those of `modes` that the processor model has.
-    #[must_use]
-    pub fn modes(&self, modes: &[Mode]) -> Vec<Mode> {
-        modes.iter().copied().filter(|m| super::setup::has_mode(*m, &self.env.model)).collect()
+    /// Those of `modes` that the processor model and all engines have.
+    ///
+    /// # Errors
+    /// [`Fail::Skip`]: none.
+    pub fn modes(&self, modes: &[Mode]) -> Result<Vec<Mode>, Fail> {
+        let (mut all, mut why) = (Vec::new(), None);
+        for m in modes {
+            match Guest::new(&self.env, *m, 1).and_then(|mut g| g.load_everywhere()) {
+                Ok(()) => all.push(*m),
+                Err(Fail::Skip(w)) => why = Some(w),
+                Err(e) => return Err(e),
+            }
+        }
+        why.filter(|_| all.is_empty()).map_or(Ok(all), |w| Err(Fail::Skip(w)))
     }
 
     /// A machine of `cpus` processors, all but the first waiting for a start-up IPI.

@@ -114,7 +114,7 @@ fn strings(t: &Test) -> Res {
 }
 
 fn modes(t: &Test) -> Res {
-    for mode in [Flat, Paged32, Pae] {
+    for mode in t.modes(&[Flat, Paged32, Pae])? {
         let mut g = t.guest(mode)?;
         code!(g, 32, KCODE; mov(eax, dword_ptr(MMIO + 4)); mov(dword_ptr(MMIO + 8), eax); out(END, al))?;
         g.end()?;

@@ -32,7 +32,7 @@ fn access(g: &Guest, at: u64, what: u32) -> Result<u64, Fail> {
 }
 
 fn absent(t: &Test) -> Res {
-    for mode in t.modes(&MODES) {
+    for mode in t.modes(&MODES)? {
         for (ring3, at) in [(false, K), (true, U)] {
             for what in [0, pf::W, pf::I] {
                 let mut g = t.guest(mode)?;
@@ -51,7 +51,7 @@ fn absent(t: &Test) -> Res {
 }
 
 fn read_only(t: &Test) -> Res {
-    for mode in t.modes(&MODES) {
+    for mode in t.modes(&MODES)? {
         for (wp, ring3) in [(true, false), (false, false), (true, true), (false, true)] {
             let mut g = t.guest(mode)?;
             if ring3 {
@@ -77,7 +77,7 @@ fn read_only(t: &Test) -> Res {
 }
 
 fn supervisor(t: &Test) -> Res {
-    for mode in t.modes(&MODES) {
+    for mode in t.modes(&MODES)? {
         for what in [0, pf::W, pf::I] {
             let mut g = t.guest(mode)?;
             g.ring3();
@@ -90,7 +90,7 @@ fn supervisor(t: &Test) -> Res {
 }
 
 fn reserved(t: &Test) -> Res {
-    for mode in t.modes(&[Pae, Long, La57]) {
+    for mode in t.modes(&[Pae, Long, La57])? {
         // Above the widest physical address; and NX while EFER.NXE is clear.
         let width = t.guest(mode)?.model().max_phys_bits();
         for (bit, nxe) in [(51, true), (63, false)] {
@@ -110,7 +110,7 @@ fn reserved(t: &Test) -> Res {
 }
 
 fn no_execute(t: &Test) -> Res {
-    for mode in t.modes(&[Pae, Long, La57]) {
+    for mode in t.modes(&[Pae, Long, La57])? {
         let mut g = t.guest(mode)?;
         g.set_pte(K, pte::KERNEL | K | pte::NX)?;
         g.mem.write(K, &[0xe6, 0xf4])?;
@@ -127,7 +127,7 @@ fn no_execute(t: &Test) -> Res {
 
 /// Intel SDM vol. 3A §4.6: a page is for ring 3, or writable, only if all entries that lead to it say so.
 fn levels(t: &Test) -> Res {
-    for mode in t.modes(&[Long, La57]) {
+    for mode in t.modes(&[Long, La57])? {
         let top = if mode == La57 { 4 } else { 3 };
         for level in 0..top {
             let entry = TABLES + 0x1000 * level;
@@ -162,7 +162,7 @@ fn levels(t: &Test) -> Res {
 }
 
 fn straddle(t: &Test) -> Res {
-    for mode in t.modes(&MODES) {
+    for mode in t.modes(&MODES)? {
         let mut g = t.guest(mode)?;
         g.set_pte(K + 0x1000, pte::KERNEL & !pte::W | (K + 0x1000))?;
         g.mem.store(K + 0xffc, 0x1111_1111u32)?;
@@ -175,7 +175,7 @@ fn straddle(t: &Test) -> Res {
 }
 
 fn fetch_straddle(t: &Test) -> Res {
-    for mode in t.modes(&MODES) {
+    for mode in t.modes(&MODES)? {
         let mut g = t.guest(mode)?;
         let page = KCODE + 0x1000;
         // A MOV EAX, imm32 whose last two bytes lie in a page that is not there.
