@@ -53,8 +53,9 @@ pub struct Stats {
 
 /// Why translated code is left: a jump that leads to no block yet; an indirect one to a place that is not known; an instruction that
 /// the interpreter must execute; an access whose site has no entry; a fault of the host's; a block that is no more; x87
-/// registers that are not loaded; a loop that has become hot; an access that the soft TLB has no entry for.
-pub const EXITS: [&str; 9] = [
+/// registers that are not loaded; a loop that has become hot; an access that the soft TLB has no entry for; an
+/// indirect jump that has become hot.
+pub const EXITS: [&str; 10] = [
     "link",
     "indirect jump",
     "instruction",
@@ -64,6 +65,7 @@ pub const EXITS: [&str; 9] = [
     "x87 state",
     "hot loop",
     "TLB miss",
+    "hot indirect jump",
 ];
 
 /// Sums; of the times of first entries to ring 3 the earliest, of the memory for code the most.

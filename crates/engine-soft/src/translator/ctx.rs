@@ -43,6 +43,8 @@ pub mod exit {
     pub const HOT: u32 = 8;
     /// The soft TLB has no entry for `lin`; what the access is stands at `arg`: [`super::Ctx::look`].
     pub const LOOK: u32 = 9;
+    /// The indirect jump that is op `arg` has been come to often; it is yet to be executed.
+    pub const OFTEN: u32 = 10;
 }
 
 /// See the module.

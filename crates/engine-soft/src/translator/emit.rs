@@ -52,6 +52,8 @@ pub(super) enum Cold {
     Link { from: [Option<Patch>; 3], link: u32 },
     /// A conditional jump's way to a place that takes more than a jump.
     Goto { from: Patch, target: i64, ip: i64, executed: u32 },
+    /// An indirect jump has been come to often.
+    Often { from: Patch, op: u32 },
     /// A loop has gone round often.
     Hot { from: Patch, link: u32 },
     /// The jump cache does not have it. `reload`: R11 is to be loaded from the entry that R10 names.
@@ -658,6 +660,7 @@ impl Cold {
             | Cold::Table { from, .. }
             | Cold::Interp { from, .. }
             | Cold::Hot { from, .. }
+            | Cold::Often { from, .. }
             | Cold::Goto { from, .. }
             | Cold::Indirect { from, .. } => Some(from.0),
             Cold::Link { from, .. } => from.iter().flatten().map(|p| p.0).next(),

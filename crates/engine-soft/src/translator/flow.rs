@@ -70,7 +70,7 @@ impl Emit<'_> {
         self.flags = Flags::Context;
     }
 
-    /// Counts a way back within the page; the jump that leaves when it was gone often. The flags are lost.
+    /// Counts a way back within the page, or an indirect jump; the jump that leaves when it was gone often. The flags are lost.
     fn count_round(&mut self) -> Patch {
         let sites = &self.cpu.mmu.sites;
         let site = self.store.new_counter(sites);
@@ -156,6 +156,11 @@ impl Emit<'_> {
         let size = self.slot_size();
         let op = self.new_op(i);
         self.spill();
+        if !call && !self.hot && self.store.may_be_hot() {
+            let from = self.count_round();
+            self.clobber();
+            self.cold.push(Cold::Often { from, op });
+        }
         if i.op0_kind() == OpKind::Memory {
             let before = self.a.pos();
             if self.address(i, R10).is_none() || self.add_segment(i).is_none() {
@@ -274,6 +279,11 @@ impl Emit<'_> {
                 self.a.bind(from);
                 self.a.mov_imm32(R11, link);
                 self.a.jmp_to(stubs.hot);
+            }
+            Cold::Often { from, op } => {
+                self.a.bind(from);
+                self.a.mov_imm32(R11, op);
+                self.a.jmp_to(stubs.often);
             }
             Cold::Interp { from, op } => {
                 self.a.bind(from);

@@ -26,6 +26,8 @@ const CROSSINGS: u8 = 8;
 const ROUNDS: u64 = 1000;
 /// The same where two engines are compared: what runs in loops is to be seen both ways.
 pub const FEW_ROUNDS: u64 = 4;
+/// Blocks that indirect jumps may make hot.
+const MOST_OFTEN: u32 = 256;
 /// Bytes of the longest loop that is hot as a whole: the sites of longer ones take more of the host's caches than they save.
 const MOST_LOOP: u64 = 512;
 /// Bytes of code for each entry of [`Store::index`].
@@ -185,6 +187,8 @@ pub struct Store {
     hot: Map<u64, u64>,
     /// Rounds after which a loop is hot.
     pub rounds: u64,
+    /// Blocks that indirect jumps made hot since the last clearing.
+    often: u32,
     /// Where each page with code was entered at, under each generation of code addresses.
     entered: Map<(u64, u64), u64>,
     /// Times that everything was dropped for want of room.
@@ -228,6 +232,7 @@ impl Store {
             split: Map::default(),
             hot: Map::default(),
             rounds: ROUNDS,
+            often: 0,
             entered: Map::default(),
             clearings: 0,
             cuts: Vec::new(),
@@ -320,6 +325,7 @@ impl Store {
         self.decoded = Vec::new();
         self.decoded_ops = Map::default();
         self.entered = Map::default();
+        self.often = 0;
         self.clearings += 1;
         area::give_back();
     }
@@ -346,11 +352,28 @@ impl Store {
     /// its blocks, to be translated anew.
     pub fn set_hot(&mut self, n: u32, target: u64) {
         let b = &self.blocks[n as usize];
-        let mut from = b.gpa.min(b.gpa & !0xfff | target);
+        let from = b.gpa.min(b.gpa & !0xfff | target);
+        let whole = b.gpa + u64::from(b.len) - from <= MOST_LOOP;
+        self.heat(n, if whole { from } else { b.gpa });
+    }
+
+    /// Whether an indirect jump may make its block hot: a few may, as those of an interpreter in a tight loop; the sites of many take more
+    /// of the host's caches than they save.
+    #[must_use]
+    pub fn may_be_hot(&self) -> bool {
+        self.often < MOST_OFTEN
+    }
+
+    /// Takes block `n`, which ends in an indirect jump that is come to often, for hot.
+    pub fn set_often(&mut self, n: u32) {
+        self.often += 1;
+        self.heat(n, self.blocks[n as usize].gpa);
+    }
+
+    /// Makes hot what lies from `from` to the end of block `n`.
+    fn heat(&mut self, n: u32, from: u64) {
+        let b = &self.blocks[n as usize];
         let to = b.gpa + u64::from(b.len.saturating_sub(1));
-        if to - from > MOST_LOOP {
-            from = b.gpa;
-        }
         let (first, last) = (from >> 6 & 63, to >> 6 & 63);
         let bits = u64::MAX << first & u64::MAX >> (63 - last);
         remember(&mut self.hot);

@@ -18,6 +18,7 @@ pub struct Stubs {
     pub stale: u64,
     pub x87: u64,
     pub hot: u64,
+    pub often: u64,
 
     /// Where faults continue.
     pub fault: u64,
@@ -46,10 +47,19 @@ pub fn make(a: &mut Asm, avx: bool) -> Stubs {
     load_vec(a, 8, avx);
     a.store_imm32(ctx(8 + off::VEC), 1);
     a.ret();
-    let mut out = [0; 8];
+    let mut out = [0; 9];
     let mut jumps = Vec::new();
-    let kinds =
-        [exit::LINK, exit::INDIRECT, exit::INTERP, exit::STALE, exit::X87, exit::HOT, exit::LOOK, exit::MEM];
+    let kinds = [
+        exit::LINK,
+        exit::INDIRECT,
+        exit::INTERP,
+        exit::STALE,
+        exit::X87,
+        exit::HOT,
+        exit::LOOK,
+        exit::OFTEN,
+        exit::MEM,
+    ];
     for (n, kind) in kinds.into_iter().enumerate() {
         out[n] = a.here();
         a.store_imm32(ctx(off::KIND), kind as i32);
@@ -61,7 +71,7 @@ pub fn make(a: &mut Asm, avx: bool) -> Stubs {
     s.fault = a.here();
     leave(a, avx);
     let (look_out, mem);
-    [s.link, s.indirect, s.interp, s.stale, s.x87, s.hot, look_out, mem] = out;
+    [s.link, s.indirect, s.interp, s.stale, s.x87, s.hot, look_out, s.often, mem] = out;
     for write in [false, true] {
         s.look[usize::from(write)] = a.here();
         let tag = if write { offset_of!(Entry, write) } else { offset_of!(Entry, read) } as i32;

@@ -461,6 +461,13 @@ impl Translator {
                 self.store.set_hot(link.block, link.target as u64 & 0xfff);
                 Ok(Next::Dispatch)
             }
+            exit::OFTEN => {
+                let o = self.store.ops[arg as usize];
+                self.interp.cpu.rip = (vpage + u64::from(o.offset)) & self.ip_mask();
+                self.adjust += i64::from(o.before);
+                self.store.set_often(o.block);
+                Ok(Next::Dispatch)
+            }
             _ => self.fault(),
         }
     }
