@@ -720,6 +720,15 @@ impl Cpu {
         if self.mode == Mode::Long || lin >> 32 != 0 { l } else { l & 0xffff_ffff }
     }
 
+    /// Raises #GP(0) for an access that begins at a canonical address and ends at another: before its first part is looked up, as where
+    /// operands are checked by their segment.
+    fn check_end(&mut self, lin: u64, len: u64) -> R<()> {
+        if len > PAGE_SIZE - lin % PAGE_SIZE && !self.canonical(lin.wrapping_add(len - 1)) {
+            return Err(self.gp(0));
+        }
+        Ok(())
+    }
+
     /// Splits `lin..+len` (at most a page long) at a page boundary, translates both parts before either is touched.
     fn access(
         &mut self,
@@ -731,10 +740,7 @@ impl Cpu {
         self.stats.tlb_slow += 1;
         let acc = if write { Acc::Write } else { Acc::Read };
         let room = (PAGE_SIZE - lin % PAGE_SIZE) as usize;
-        if len > room && !self.canonical(lin.wrapping_add(len as u64 - 1)) {
-            // Before the first part is looked up, as where operands are checked by their segment.
-            return Err(self.gp(0));
-        }
+        self.check_end(lin, len as u64)?;
         let g1 = self.translate(lin, acc)?;
         if len <= room {
             self.watch(lin, len as u64, write);
@@ -785,6 +791,7 @@ impl Cpu {
     /// # Errors
     /// The fault that a write would raise.
     pub fn probe_write(&mut self, lin: u64, len: u64) -> R<()> {
+        self.check_end(lin, len)?;
         self.translate(lin, Acc::Write)?;
         let room = PAGE_SIZE - lin % PAGE_SIZE;
         if len > room {

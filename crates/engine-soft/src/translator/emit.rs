@@ -9,6 +9,7 @@ use super::asm::reg::{R9, R10, R11, RBP};
 use super::asm::{Asm, Patch, abs, at, cc, ctx, rip};
 use super::classify::{Class, classify};
 use super::ctx::{off, spilled};
+use super::derive;
 use super::flow::within_reach;
 use super::groups::{self, Insn, Member, number};
 use super::key;
@@ -37,6 +38,8 @@ pub(super) enum Flags {
     Context,
     Host,
     Both,
+    /// Neither's are the guest's; they are overwritten before anything reads them, and each op until then derives them.
+    Dead,
 }
 
 /// Code that stands behind the block's straight path.
@@ -130,7 +133,7 @@ pub fn translate<'a>(
     store: &'a mut Store,
     cpu: &'a mut Cpu,
     s: &Source<'a>,
-    insns: &[Insn],
+    insns: &'a [Insn],
     mut versions: Versions,
     count: bool,
 ) -> Option<u32> {
@@ -157,6 +160,9 @@ pub fn translate<'a>(
         count,
         executed: 0,
         ip: 0,
+        insns,
+        at: 0,
+        producer: None,
         bytes: s.bytes,
         start: (s.gpa & 0xfff) as i64,
     };
@@ -166,7 +172,8 @@ pub fn translate<'a>(
     }
     e.prologue(vec, x87);
     let mut open = true;
-    for n in insns {
+    for (at, n) in insns.iter().enumerate() {
+        e.at = at;
         e.ip = n.i.ip() as i64;
         open = e.insn(n);
         e.executed += 1;
@@ -207,6 +214,44 @@ pub fn translate<'a>(
     n
 }
 
+/// What `i` needs of the flags: all of them, the carry alone, nothing.
+pub(super) fn needs(i: &Instruction) -> u32 {
+    if matches!(i.mnemonic(), M::Div | M::Idiv) {
+        // The guest's stay as they are, in the context.
+        return 0;
+    }
+    let read = i.rflags_read() & ARITH;
+    let changed = i.rflags_modified() & ARITH;
+    // Of those that leave flags undefined, these give what does not depend on what they were.
+    let settled = matches!(
+        i.mnemonic(),
+        M::And | M::Or | M::Xor | M::Test | M::Andn | M::Bzhi | M::Blsi | M::Blsr | M::Blsmsk
+    ) || matches!(i.mnemonic(), M::Shl | M::Sal | M::Shr | M::Sar | M::Shld | M::Shrd)
+        && constant_count(i).is_some_and(|n| n != 0);
+    let written = i.rflags_written() | i.rflags_cleared() | i.rflags_set();
+    let kept = if changed == 0 {
+        0
+    } else if settled {
+        ARITH & !changed
+    } else {
+        ARITH & !written
+    };
+    read | kept
+}
+
+/// The count of a shift if it is an immediate, as the processor masks it.
+fn constant_count(i: &Instruction) -> Option<u64> {
+    let n = i.op_count() - 1;
+    if !matches!(i.op_kind(n), OpKind::Immediate8) {
+        return None;
+    }
+    let size =
+        if i.op0_kind() == OpKind::Register { i.op0_register().size() } else { i.memory_size().size() };
+    let masked = i.immediate(n) & if size == 8 { 63 } else { 31 };
+    // Counts beyond the operand leave flags that are no one's promise.
+    (masked < size as u64 * 8).then_some(masked)
+}
+
 pub(super) struct Emit<'a> {
     pub(super) a: Asm,
     pub(super) store: &'a mut Store,
@@ -228,6 +273,11 @@ pub(super) struct Emit<'a> {
     pub(super) executed: u32,
     /// The instruction at hand, from the start of the page.
     pub(super) ip: i64,
+    /// All instructions, and which is at hand.
+    pub(super) insns: &'a [Insn],
+    pub(super) at: usize,
+    /// The last that left its flags in the host's.
+    pub(super) producer: Option<usize>,
     /// The guest's bytes, and where they start in the page.
     pub(super) bytes: &'a [u8],
     pub(super) start: i64,
@@ -298,14 +348,28 @@ impl Emit<'_> {
 
     pub(super) fn clobber(&mut self) {
         debug_assert!(self.flags != Flags::Host);
-        self.flags = Flags::Context;
+        if self.flags != Flags::Dead {
+            self.flags = Flags::Context;
+        }
+    }
+
+    /// [`Emit::spill`] before op may leave, unless the flags need not be saved for what comes from there on.
+    pub(super) fn settle(&mut self, op: u32) {
+        if self.flags == Flags::Host
+            && let Some(p) = self.producer
+            && derive::dead(&self.insns[p].i, &self.insns[p + 1..])
+        {
+            self.flags = Flags::Dead;
+            self.store.ops[op as usize].derives = true;
+        }
+        self.spill();
     }
 
     pub(super) fn new_op(&mut self, i: &Instruction) -> u32 {
         let op = Op {
             block: self.block,
             offset: (i.ip() & 0xfff) as u16,
-            len: i.len() as u8,
+            derives: self.flags == Flags::Dead,
             before: self.executed as u8,
             insns: 1,
             undo: 0,

@@ -225,6 +225,9 @@ fn translated(c: &Case) -> String {
                 let _infallible = write!(out, ", {what} {v}");
             }
         }
+        if o.derives {
+            out.push_str(", derives");
+        }
         out.push('\n');
     }
     for (n, l) in store.links.iter().enumerate() {

@@ -134,8 +134,8 @@ fn silently_written(m: M) -> u16 {
     }
 }
 
-/// Registers that an instruction writes.
-fn written(n: &Insn) -> u16 {
+/// General registers, a bit each, that an instruction writes.
+pub fn written(n: &Insn) -> u16 {
     let i = &n.i;
     match n.class {
         Class::Push | Class::Call | Class::Ret => return 1 << RSP,

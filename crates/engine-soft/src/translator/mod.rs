@@ -10,6 +10,7 @@ pub mod area;
 pub mod asm;
 mod classify;
 pub mod ctx;
+mod derive;
 mod emit;
 mod exits;
 mod flow;

@@ -3,7 +3,7 @@
 use super::asm::reg::{R10, R11};
 use super::asm::{at, cc, ctx};
 use super::ctx::{off, spilled};
-use super::emit::{ARITH, Cold, Emit, Flags, home};
+use super::emit::{ARITH, Cold, Emit, Flags, home, needs};
 use super::groups::{self, Group, Insn, Member, number};
 use super::rewrite::retarget;
 use crate::host::Unit;
@@ -66,31 +66,6 @@ impl Emit<'_> {
         Some(())
     }
 
-    /// What `i` needs of the flags: all of them, the carry alone, nothing.
-    pub(super) fn needs(&mut self, i: &Instruction) -> u32 {
-        if matches!(i.mnemonic(), M::Div | M::Idiv) {
-            // The guest's stay as they are, in the context.
-            return 0;
-        }
-        let read = i.rflags_read() & ARITH;
-        let changed = i.rflags_modified() & ARITH;
-        // Of those that leave flags undefined, these give what does not depend on what they were.
-        let settled = matches!(
-            i.mnemonic(),
-            M::And | M::Or | M::Xor | M::Test | M::Andn | M::Bzhi | M::Blsi | M::Blsr | M::Blsmsk
-        ) || matches!(i.mnemonic(), M::Shl | M::Sal | M::Shr | M::Sar | M::Shld | M::Shrd)
-            && constant_count(i).is_some_and(|n| n != 0);
-        let written = i.rflags_written() | i.rflags_cleared() | i.rflags_set();
-        let kept = if changed == 0 {
-            0
-        } else if settled {
-            ARITH & !changed
-        } else {
-            ARITH & !written
-        };
-        read | kept
-    }
-
     pub(super) fn native(&mut self, n: &Insn, unit: Unit, aligned: bool, pointers: bool) -> Option<()> {
         let i = &n.i;
         let access = n.access;
@@ -145,7 +120,7 @@ impl Emit<'_> {
         let before = self.a.pos();
         let flags_before = self.flags;
         let ops_before = self.store.ops.len();
-        let needs = self.needs(i);
+        let needs = needs(i);
         let changes = i.rflags_modified() & ARITH != 0;
         let divides = matches!(i.mnemonic(), M::Div | M::Idiv);
         let traps = divides || p.unit != Unit::Integer;
@@ -158,7 +133,10 @@ impl Emit<'_> {
         }
         if traps {
             // A fault of the host's takes the flags from the context.
-            self.spill();
+            match op {
+                Some(op) => self.settle(op),
+                None => self.spill(),
+            }
         }
         let ok = (|| {
             let mut offset = 0;
@@ -235,6 +213,7 @@ impl Emit<'_> {
             self.flags = Flags::Context;
         } else if changes {
             self.flags = Flags::Host;
+            self.producer = Some(self.at);
         }
         if let Some(op) = op {
             self.close_member(op);
@@ -245,7 +224,7 @@ impl Emit<'_> {
     /// The host address of the operand to R10.
     fn operand(&mut self, i: &Instruction, op: Option<u32>, size: u64, write: bool, p: &Plan) -> Option<()> {
         let op = op?;
-        self.spill();
+        self.settle(op);
         self.address(i, R10)?;
         if p.pointers {
             self.a.store(ctx(off::X87_NEXT), R10);
@@ -272,7 +251,7 @@ impl Emit<'_> {
         if p.aligned
             && let Some(op) = op
         {
-            self.spill();
+            self.settle(op);
             self.a.lea(R11, at(R10, m.offset));
             self.a.test_low_byte(R11, (size - 1) as u8);
             let from = self.a.jcc(cc::NE);
@@ -290,7 +269,7 @@ impl Emit<'_> {
     pub(super) fn open_group(&mut self, i: &Instruction, g: Group) -> u32 {
         let op = self.new_op(i);
         self.store.ops[op as usize].insns = g.insns;
-        self.spill();
+        self.settle(op);
         let b = self.in_register(g.base, R10);
         self.a.lea(R10, at(b, g.lowest));
         self.check(op, i, u64::from(g.size), g.write);
@@ -311,7 +290,7 @@ impl Emit<'_> {
             (Some(m), Some(_)) => (self.new_op(i), m.offset),
             _ => {
                 let op = self.new_op(i);
-                self.spill();
+                self.settle(op);
                 self.sp_to_r10(disp);
                 self.check(op, i, self.slot_size() as u64, write);
                 (op, 0)
@@ -404,19 +383,6 @@ struct Plan {
     member: Option<Member>,
     /// All its registers are in the host's of the same numbers.
     same: bool,
-}
-
-/// The count of a shift if it is an immediate, as the processor masks it.
-fn constant_count(i: &Instruction) -> Option<u64> {
-    let n = i.op_count() - 1;
-    if !matches!(i.op_kind(n), OpKind::Immediate8) {
-        return None;
-    }
-    let size =
-        if i.op0_kind() == OpKind::Register { i.op0_register().size() } else { i.memory_size().size() };
-    let masked = i.immediate(n) & if size == 8 { 63 } else { 31 };
-    // Counts beyond the operand leave flags that are no one's promise.
-    (masked < size as u64 * 8).then_some(masked)
 }
 
 /// The same instruction in a form that can have any register or address.

@@ -96,8 +96,8 @@ pub struct Op {
     pub block: u32,
     /// Its place in the page.
     pub offset: u16,
-    /// Its length.
-    pub len: u8,
+    /// The flags are derived before it is left to the interpreter: [`super::derive`].
+    pub derives: bool,
     /// Instructions of its block before it.
     pub before: u8,
     /// Instructions that the interpreter executes in its place, it and those behind it.
@@ -610,7 +610,7 @@ impl Store {
         &self.decoded[n as usize]
     }
 
-    /// The bytes of op `op`.
+    /// The bytes of op `op` and of what comes after it in its block.
     #[must_use]
     pub fn bytes(&self, op: u32) -> &[u8] {
         bytes_of(&self.ops, &self.blocks, &self.guest, op)
@@ -622,6 +622,14 @@ impl Store {
         let b = &self.blocks[self.ops[op as usize].block as usize];
         let from = usize::from(offset).saturating_sub((b.gpa & 0xfff) as usize);
         guest_bytes(b, &self.guest).get(from..).unwrap_or_default()
+    }
+
+    /// The guest bytes of the block of op `op`, and how many of them come before the op.
+    #[must_use]
+    pub fn before(&self, op: u32) -> (&[u8], usize) {
+        let o = &self.ops[op as usize];
+        let b = &self.blocks[o.block as usize];
+        (guest_bytes(b, &self.guest), usize::from(o.offset).saturating_sub((b.gpa & 0xfff) as usize))
     }
 
     /// The two numbers that stand in the code at host address `p`.
@@ -674,7 +682,7 @@ fn bytes_of<'a>(ops: &[Op], blocks: &[Block], guest: &'a [u8], op: u32) -> &'a [
     let o = &ops[op as usize];
     let b = &blocks[o.block as usize];
     let from = usize::from(o.offset) - (b.gpa & 0xfff) as usize;
-    &guest_bytes(b, guest)[from..from + usize::from(o.len)]
+    &guest_bytes(b, guest)[from..]
 }
 
 /// By how much a full table of `len` entries grows: an eighth, where [`Vec`] would double. This is what the limit is spent on.
@@ -717,7 +725,7 @@ mod tests {
         let op = Op {
             block: n,
             offset: (gpa & 0xfff) as u16,
-            len: 1,
+            derives: false,
             before: 0,
             insns: 1,
             undo: 0,

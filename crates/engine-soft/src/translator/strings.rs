@@ -127,6 +127,7 @@ impl Emit<'_> {
         // A general register and memory off R10: there is nothing that the encoder could refuse.
         self.encode(&out)?;
         self.flags = Flags::Host;
+        self.producer = None;
         self.close_op(op);
         Some(())
     }

@@ -1,6 +1,7 @@
 //! [`Translator`]: one processor under the translator. An unsafe room: it enters translated code.
 
 use super::ctx::{CtxBox, Jump, exit, jump_index};
+use super::derive;
 use super::emit::{self, Source};
 use super::exits::Exits;
 use super::groups::Insn;
@@ -615,12 +616,15 @@ impl Translator {
                 self.unload_x87();
             }
         }
+        if o.derives {
+            self.derive_flags(op);
+        }
         let mut done = 0;
         for n in 0..o.insns {
             let following;
             let ok = if n == 0 {
                 let d = self.store.decoded(op, make);
-                following = rip.wrapping_add(u64::from(o.len)) & mask;
+                following = rip.wrapping_add(d.insn.len() as u64) & mask;
                 let e = self.exits.as_mut();
                 execute_one(&mut self.interp.cpu, d, rip, following, e)
             } else {
@@ -650,6 +654,24 @@ impl Translator {
         self.adjust -= done;
         let to = self.store.area.exec() + u64::from(o.next());
         Ok(self.resume(op, to))
+    }
+
+    /// The flags as they are before op, from the instruction of its block that changed them last.
+    fn derive_flags(&mut self, op: u32) {
+        let bits = if self.key & key::BITS64 != 0 { 64 } else { 32 };
+        let (bytes, before) = self.store.before(op);
+        let mut d = Decoder::with_ip(bits, bytes, 0, DecoderOptions::NONE);
+        let mut last = None;
+        while d.position() < before && d.can_decode() {
+            let i = d.decode();
+            if i.rflags_modified() & emit::ARITH != 0 {
+                last = Some(i);
+            }
+        }
+        if let Some(i) = last {
+            let done = derive::derive(&mut self.interp.cpu, &i);
+            debug_assert!(done.is_ok());
+        }
     }
 
     /// Decodes one instruction of the code that runs.
