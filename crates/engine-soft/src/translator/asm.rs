@@ -247,6 +247,16 @@ impl Asm {
     pub fn load16(&mut self, r: u8, m: M) {
         self.mem(&[], false, &[0x0f, 0xb7], r, m, 0);
     }
+    /// `mov [m], r8`, of an extended register.
+    pub fn store8(&mut self, m: M, r: u8) {
+        debug_assert!(r >= 8);
+        self.mem(&[], false, &[0x88], r, m, 0);
+    }
+    /// `rorx r32, q32, n`, for an extended `r` and another `q`: leaves the flags; needs BMI2.
+    pub fn rorx32(&mut self, r: u8, q: u8, n: u8) {
+        debug_assert!(r >= 8 && q < 8);
+        self.raw(&[0xc4, 0x63, 0x7b, 0xf0, 0xc0 | (r & 7) << 3 | q, n]);
+    }
     /// `inc dword [m]`.
     pub fn inc32(&mut self, m: M) {
         self.mem(&[], false, &[0xff], 0, m, 0);

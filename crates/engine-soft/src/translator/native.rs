@@ -99,7 +99,7 @@ impl Emit<'_> {
             }
         }
         if high && extended {
-            return None;
+            return self.store_high(i, n.member);
         }
         out.set_code(encodable(i.code()));
         self.emit_native(
@@ -237,6 +237,34 @@ impl Emit<'_> {
             self.cold.push(Cold::Interp { from, op });
         }
         self.check(op, i, size, write);
+        Some(())
+    }
+
+    /// MOV of AH, CH, DH or BH to memory: with an extended register for its address there is no such instruction.
+    fn store_high(&mut self, i: &Instruction, member: Option<Member>) -> Option<()> {
+        if i.code() != Code::Mov_rm8_r8 || i.op0_kind() != OpKind::Memory || !self.store.bmi2 {
+            return None;
+        }
+        let (before, ops_before, flags_before) = (self.a.pos(), self.store.ops.len(), self.flags);
+        let (op, offset) = match self.live_member(member) {
+            Some(Member { group: Some(g), offset, .. }) => (self.open_group(i, g), offset),
+            Some(m) => (self.new_op(i), m.offset),
+            None => {
+                let op = self.new_op(i);
+                self.settle(op);
+                if self.address(i, R10).and_then(|()| self.add_segment(i)).is_none() {
+                    self.a.code.truncate(before);
+                    self.store.ops.truncate(ops_before);
+                    self.flags = flags_before;
+                    return None;
+                }
+                self.check(op, i, 1, true);
+                (op, 0)
+            }
+        };
+        self.a.rorx32(R11, number(i.op1_register()), 8);
+        self.a.store8(at(R10, offset), R11);
+        self.close_member(op);
         Some(())
     }
 

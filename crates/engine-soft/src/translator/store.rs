@@ -154,6 +154,8 @@ pub struct Store {
     pub asm: Asm,
     /// For guest instructions.
     pub encoder: Encoder,
+    /// The host has BMI2.
+    pub bmi2: bool,
     /// What all of it may take, in bytes.
     limit: usize,
     used: usize,
@@ -213,6 +215,7 @@ impl Store {
             stubs: Stubs::default(),
             asm: Asm::default(),
             encoder: Encoder::new(64),
+            bmi2: std::arch::is_x86_feature_detected!("bmi2"),
             limit,
             used: 0,
             sites_used: 0,
@@ -405,7 +408,7 @@ impl Store {
         remember(&mut self.split);
         let times = self.split.entry(gpa).or_default();
         *times = times.saturating_add(1);
-        *times == CROSSINGS
+        *times >= CROSSINGS
     }
 
     /// Whether a group may begin at `gpa`.
