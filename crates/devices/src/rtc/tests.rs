@@ -169,3 +169,38 @@ fn any_access_is_harmless() {
         assert_eq!(r.b.chip.level(8), c & c::IRQF != 0);
     });
 }
+
+#[test]
+fn a_loaded_clock_goes_on() {
+    use crate::component::Component;
+    let r = Rig::new();
+    r.w(0x0b, b::BINARY | b::HOURS24);
+    r.w(0x32, 19);
+    r.w(9, 99);
+    // An alarm at 23:59:55, interrupts by it, by updates, and 2 Hz.
+    for (reg, v) in [(5, 23), (3, 59), (1, 55), (0x0a, 0x2f), (0x5f, 0xab)] {
+        r.w(reg, v);
+    }
+    r.w(0x0b, b::BINARY | b::HOURS24 | c::PERIODIC | c::ALARM | c::UPDATE);
+    r.b.run_to(1_300_000_000);
+    outb(&*r.rtc, 0, 0x5f);
+    let saved = r.rtc.save();
+    let other = Rig::new();
+    other.b.clock.set_ns(1_300_000_000);
+    other.rtc.restore(&saved).unwrap();
+    assert_eq!(other.rtc.save(), saved);
+    assert_eq!((inb(&*other.rtc, 1), other.edges()), (0xab, 0), "the line was up already");
+    let (mut edges, mut flags) = (r.edges(), 0);
+    for tenth in 14..150 {
+        for rig in [&r, &other] {
+            rig.b.run_to(tenth * 100_000_000);
+        }
+        let c = r.r(0x0c);
+        assert_eq!((r.time(), c, r.r(0x5f)), (other.time(), other.r(0x0c), other.r(0x5f)), "{tenth}");
+        flags |= c;
+    }
+    edges = r.edges() - edges;
+    assert_eq!(other.edges(), edges);
+    assert_eq!((flags, r.time()[..2].to_vec()), (c::IRQF | c::PERIODIC | c::ALARM | c::UPDATE, vec![19, 99]));
+    assert!(edges > 20, "{edges}");
+}
