@@ -76,6 +76,7 @@ impl Connection {
             }
             _ => anyhow::Error::new(e).context(format!("{name} cannot be asked")),
         };
+        self.set_patience(self.patience)?;
         protocol::send(self.stream.get_mut(), request).map_err(failed)?;
         match protocol::receive(&mut self.stream).map_err(failed)? {
             Some(Answer::Error(why)) => bail!("{name}: {why}"),

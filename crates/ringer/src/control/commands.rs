@@ -9,10 +9,12 @@ use ringer_vmm::show_size;
 use serde::Serialize;
 use std::io::Write;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Between the two looks that `info` takes to tell at what rate instructions are executed.
 const LOOK: Duration = Duration::from_millis(250);
+/// A guest that is still booting does not hear of the power button: it is pressed again.
+const PRESS_AGAIN: Duration = Duration::from_secs(5);
 /// How long a killed machine may take to end before its process is.
 const KILL_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -161,11 +163,17 @@ pub fn stop(name: &VmName, limit: Duration) -> anyhow::Result<ExitCode> {
         // A guest that stands still does not see the button.
         c.info(&Request::Resume)?;
     }
-    c.info(&Request::PowerButton)?;
-    if !c.wait_end(limit) {
-        end(&mut c)?;
-        eprintln!("ringer: {name} did not power off within {} s: it was ended", limit.as_secs());
+    let began = Instant::now();
+    while let Some(left) = limit.checked_sub(began.elapsed()) {
+        let pressed = c.info(&Request::PowerButton);
+        // One that powers off may have no answer any more.
+        if c.wait_end(left.min(PRESS_AGAIN)) {
+            return Ok(ExitCode::SUCCESS);
+        }
+        pressed?;
     }
+    end(&mut c)?;
+    eprintln!("ringer: {name} did not power off within {} s: it was ended", limit.as_secs());
     Ok(ExitCode::SUCCESS)
 }
 
