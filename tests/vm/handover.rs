@@ -1,7 +1,7 @@
 //! A machine that is handed from engine to engine while Debian's kernel boots in it and works.
 
 use crate::kernels::{INSIDE, MEMORY_MIB, judge, now_s};
-use crate::support::{LIMIT, Started, guest, note, ringer, run};
+use crate::support::{LIMIT, Started, guest, note, output, quick, ringer, run};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -88,4 +88,29 @@ fn interpreter_and_translator_2() {
 #[test]
 fn interpreter_and_translator_1() {
     handed_over(1, times() / 2, &["translator", "interpreter"]);
+}
+
+/// Ringer's own guests honour the power button: their init ends all in order.
+#[test]
+fn stop_shuts_a_guest_down() {
+    if guest("cloud").is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = quick(["--name", "web"]);
+    command.env("XDG_RUNTIME_DIR", folder.path()).stdin(Stdio::null());
+    let started = Started::new(command);
+    let began = Instant::now();
+    while !folder.path().join("ringer/web.sock").exists() {
+        assert!(began.elapsed() < LIMIT);
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    // It is still booting: the button is pressed again and again.
+    let mut stop = ringer();
+    stop.args(["stop", "web", "--timeout", &LIMIT.as_secs().to_string()]);
+    stop.env("XDG_RUNTIME_DIR", folder.path());
+    let stopped = output(stop);
+    assert_eq!(stopped.ended(0).error(), "");
+    let text = started.end().ended(0).text();
+    assert!(text.contains("Requesting system poweroff"), "{text}");
 }

@@ -9,6 +9,7 @@ const INIT: &str = include_str!("files/init");
 const FSTAB: &str = include_str!("files/fstab");
 const INITTAB: &str = include_str!("files/inittab");
 const SESSION: &str = include_str!("files/session");
+const POWER_BUTTON: &str = include_str!("files/powerbutton");
 const PROFILE: &str = include_str!("files/profile");
 const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n";
 const GROUP: &str = "root:x:0:\ntty:x:5:\nnogroup:x:65534:\n";
@@ -30,7 +31,7 @@ pub struct Contents {
 /// A number that changes when the same packages would give another initramfs.
 #[must_use]
 pub fn recipe_version() -> u64 {
-    let mut texts = vec![INIT, FSTAB, INITTAB, SESSION, PROFILE, PASSWD, GROUP, HOSTS, "2"];
+    let mut texts = vec![INIT, FSTAB, INITTAB, SESSION, POWER_BUTTON, PROFILE, PASSWD, GROUP, HOSTS, "2"];
     texts.extend(modules::WANTED);
     // FNV-1a: not against enemies, only to tell one Ringer's recipe from another's.
     texts
@@ -50,6 +51,8 @@ pub fn write(out: impl Write, c: &Contents) -> io::Result<()> {
     {
         w.dir(dir, 0o755)?;
     }
+    w.dir("etc/acpi", 0o755)?;
+    w.dir("etc/acpi/PWRF", 0o755)?;
     w.dir("root", 0o700)?;
     w.dir("tmp", 0o1777)?;
     for (name, target) in
@@ -65,6 +68,7 @@ pub fn write(out: impl Write, c: &Contents) -> io::Result<()> {
         ("etc/fstab", 0o644, FSTAB),
         ("etc/inittab", 0o644, INITTAB),
         ("ringer/session", 0o755, SESSION),
+        ("etc/acpi/PWRF/00000080", 0o755, POWER_BUTTON),
         ("etc/profile", 0o644, PROFILE),
         ("etc/passwd", 0o644, PASSWD),
         ("etc/group", 0o644, GROUP),

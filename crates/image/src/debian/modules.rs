@@ -23,6 +23,7 @@ pub const WANTED: &[&str] = &[
     "9p",
     "9pnet_virtio",
     "button",
+    "evdev",
     "i8042",
     "psmouse",
     "rtc_cmos",
