@@ -175,7 +175,7 @@ mod tests {
         std::fs::write(first.socket_path(), "").unwrap();
         assert!(Claim::take(dir.path(), &name).unwrap().is_none());
         assert!(Claim::take(dir.path(), &"db".parse().unwrap()).unwrap().is_some());
-        assert_eq!(names(dir.path()).unwrap(), [name.clone()]);
+        assert_eq!(names(dir.path()).unwrap(), std::slice::from_ref(&name));
         drop(first);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "all is removed");
         assert!(Claim::take(dir.path(), &name).unwrap().is_some());
