@@ -13,6 +13,8 @@ use std::time::Duration;
 const LOOK: Duration = Duration::from_millis(15);
 /// A program that has had a processor for longer than this is stopped.
 const LONG: Duration = Duration::from_millis(15);
+/// So is one that has had none in so many looks: its processor halts, and nothing is to wake it.
+const IDLE: u32 = 40;
 
 /// Who is to be helped, and how.
 struct Target {
@@ -128,8 +130,10 @@ fn help(s: &Shared) {
 }
 
 fn watch(s: &Shared, times: &Path) {
-    // The program that was running when the watchdog last looked, and what its thread had run for then.
+    // The program that was running when the watchdog first saw it, and what its thread had run for then.
     let (mut last, mut since) = (0, Duration::ZERO);
+    // What the thread had run for at the last look, and how many looks that has been so.
+    let (mut before, mut idle) = (Duration::ZERO, 0);
     while !s.quit.load(Ordering::SeqCst) {
         std::thread::park_timeout(LOOK);
         let now = s.runs.load(Ordering::SeqCst);
@@ -137,9 +141,11 @@ fn watch(s: &Shared, times: &Path) {
             continue;
         }
         let had = on_cpu(times);
+        idle = if now == last && had == before { idle + 1 } else { 0 };
+        before = had;
         if now != last {
             (last, since) = (now, had);
-        } else if had.saturating_sub(since) > LONG
+        } else if (had.saturating_sub(since) > LONG || idle > IDLE)
             && let Some(stop) = &*lock(&s.running)
         {
             stop.raise(StopToken::STOP);

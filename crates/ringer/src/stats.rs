@@ -78,12 +78,8 @@ mod tests {
             code_memory: 4 << 20,
             ..Stats::default()
         };
-        let other = Stats {
-            instructions: 500_000,
-            exits: exits(&[4]),
-            code_memory: 2 << 20,
-            ..Stats::default()
-        };
+        let other =
+            Stats { instructions: 500_000, exits: exits(&[4]), code_memory: 2 << 20, ..Stats::default() };
         let text = report(&[one, other], Duration::from_secs(1), 64 << 20, Some(96 << 20));
         assert!(text.contains("1500000 (1.5 MIPS)"), "{text}");
         assert!(text.contains("99.500 % of 1000"), "{text}");
