@@ -7,6 +7,7 @@
 //!
 //! KVM: Linux Documentation/virt/kvm/api.rst.
 
+mod check;
 mod cpuid;
 mod debug;
 mod engine;

@@ -6,7 +6,7 @@ use crate::kick::Kicker;
 use crate::msrs::{Clocks, Effect, OwnMsrs};
 use crate::state::{self, InKvm};
 use crate::vm::Shared;
-use crate::{cpuid, host_error, msrs, raw};
+use crate::{check, cpuid, host_error, msrs, raw};
 use kvm_bindings::{
     KVM_EXIT_DEBUG, KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO,
     KVM_EXIT_IRQ_WINDOW_OPEN, KVM_EXIT_MMIO, KVM_EXIT_SET_TPR, KVM_EXIT_SHUTDOWN, KVM_EXIT_X86_RDMSR,
@@ -124,6 +124,7 @@ impl KvmVcpu {
 
     /// Replaces the state, with nothing in between.
     fn load(&mut self, s: &VcpuState) -> Done<()> {
+        check::state(self.model(), s).map_err(EngineError::BadState)?;
         let own = OwnMsrs::from_state(self.model(), &s.msrs).map_err(EngineError::BadState)?;
         let apic_base = self.io.msr_read(msr::APIC_BASE).unwrap_or(0xfee0_0800);
         let loaded = state::load(&self.fd, &self.has, s, self.io.cr8(), apic_base);

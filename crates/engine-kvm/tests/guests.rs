@@ -495,3 +495,34 @@ fn watchpoints() {
     assert_eq!(g.vcpu.state().rip, CODE + 4);
     assert_eq!(g.run(), Exit::Stopped);
 }
+
+#[test]
+fn cpuid_is_the_models() {
+    let Some(mut g) = Guest::new() else { return };
+    let mut s = g.start(b"\x0f\xa2\xe6\xf4");
+    let dynamic = CpuidDynamic {
+        vcpus: 1,
+        xcr0: 1,
+        apic_enabled: true,
+        tsc_khz: g.io.tsc_khz,
+        ..CpuidDynamic::default()
+    };
+    let held: Vec<_> = g.model.leaves().iter().map(|l| (l.leaf, l.subleaf.unwrap_or(0))).collect();
+    let more =
+        [(0x4000_0000, 0), (0x4000_0001, 0), (0x4000_0010, 0), (0x7fff_ffff, 0), (0x8fff_ffff, 0), (7, 9)];
+    // A KVM that does not run ring 0 on the processor shows the host's features in leaves 1 and 7, whatever it is told.
+    let native = runs_natively();
+    let mut wrong = Vec::new();
+    for (leaf, subleaf) in held.into_iter().chain(more) {
+        (s.gpr[gpr::RAX], s.gpr[gpr::RCX]) = (leaf.into(), subleaf.into());
+        g.vcpu.set_state(&s).unwrap();
+        assert_eq!(g.run(), Exit::Stopped);
+        let now = g.vcpu.state().gpr;
+        let got = [gpr::RAX, gpr::RBX, gpr::RCX, gpr::RDX].map(|n| now[n] as u32);
+        let want = g.model.cpuid(leaf, subleaf, &dynamic);
+        if got != want && (native || !matches!(leaf, 1 | 7)) {
+            wrong.push(format!("{leaf:#x}.{subleaf}: {got:x?}, not {want:x?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}

@@ -54,7 +54,7 @@ pub const EXCEPTIONS: &[Exception] = &[
         "a chunk that faults is taken back whole",
     ),
     emulated("paging is turned on and off by CR0", "it has no paging outside long mode"),
-    emulated("every leaf is as the model says", "CPUID in ring 0 answers as the host's processor does"),
+    emulated("every leaf is as the model says", "leaves 1 and 7 show the host's features"),
     emulated(
         "CPUID in ring 3, and the upper halves of its results",
         "ring 3 has no port access, whatever IOPL and the map say",
@@ -140,10 +140,6 @@ pub const EXCEPTIONS: &[Exception] = &[
         "loading a segment in real mode faults",
     ),
     emulated("CMPXCHG16B of two processors loses nothing", "the emulator has no CMPXCHG16B"),
-    emulated(
-        "states that no processor can be in are refused, and the old one stays",
-        "KVM takes reserved bits of EFER",
-    ),
     emulated("setting the reset state resets a processor", "the emulator has no x87 instructions"),
     emulated(
         "a single step of a REP instruction stops at each iteration",
