@@ -1,5 +1,6 @@
 //! The conformance suite under every engine of this build: columns, the table, and the exceptions.
 
+use crate::debugged::Debugged;
 use crate::exceptions::{EMULATED, EXCEPTIONS, Exception};
 use anyhow::Context;
 use ringer_engine::conformance::{self, Outcome, Report, Row, Target};
@@ -38,7 +39,7 @@ impl Default for Config {
 /// The columns that are run when none are named.
 #[must_use]
 pub fn columns() -> Vec<String> {
-    let all = ["interpreter", "translator", "lockstep", "kvm"];
+    let all = ["interpreter", "translator", "lockstep", "kvm", "debugged-interpreter", "debugged-translator"];
     let pairs = [
         "interpreter>interpreter",
         "translator>translator",
@@ -59,7 +60,9 @@ pub fn column(name: &str, config: &Config) -> anyhow::Result<Column> {
     let mut engines: Vec<Arc<dyn Engine>> = Vec::new();
     let absent = |why: String| Ok(Column { name: name.to_owned(), target: Err(why) });
     for part in name.split('>') {
-        let engine = match ringer_vmm::choose(part) {
+        let (bare, debugged) = part.strip_prefix(DEBUGGED).map_or((part, false), |bare| (bare, true));
+        let engine = match ringer_vmm::choose(bare) {
+            Ok(choice) if debugged => Box::new(Debugged { engine: choice.engine, seed: config.seed }),
             Ok(choice) => choice.engine,
             Err(e) => return absent(e.to_string()),
         };
@@ -94,6 +97,9 @@ fn both(a: Needs, b: Needs) -> Needs {
     };
     Needs { tsc_khz: a.tsc_khz.or(b.tsc_khz), features, no_hypercalls: a.no_hypercalls || b.no_hypercalls }
 }
+
+/// Before an engine's name: its processors are stopped by a debugger all the time.
+const DEBUGGED: &str = "debugged-";
 
 /// Frequency of the guests' TSC, if no engine minds.
 const TSC_KHZ: u64 = 2_000_000;

@@ -5,6 +5,7 @@
 
 pub mod compare;
 pub mod conformance;
+pub mod debugged;
 pub mod engines;
 pub mod exceptions;
 pub mod r#gen;

@@ -1,8 +1,10 @@
 //! The conformance suite on every engine of this build, and with processors handed from one to another.
 
 use ringer_engine_test::conformance::{Cell, Config, column, columns, rows, run, table};
+use ringer_engine_test::debugged::STOPS;
 use ringer_engine_test::exceptions::EXCEPTIONS;
 use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
 
 #[test]
 fn every_engine_passes() {
@@ -13,6 +15,8 @@ fn every_engine_passes() {
     println!("{told}");
     let failed = done.iter().flat_map(|d| &d.cells).any(|c| matches!(c, Cell::Failed(_)));
     assert!(!failed, "{told}");
+    let stops = STOPS.load(Ordering::Relaxed);
+    assert!(stops > 10 * rows.len() as u64, "{stops} stops for a debugger");
     for d in &done {
         if ["interpreter", "translator"].contains(&d.name.as_str()) {
             let passed = d.cells.iter().filter(|c| **c == Cell::Passed).count();

@@ -43,14 +43,14 @@ pub(crate) struct Plan {
 }
 
 /// What the machine tells the debugger.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Why {
     /// A processor stopped, and all with it.
     Vcpu(u32, DebugStop),
     /// The debugger asked for it.
     Interrupt,
-    /// The engine cannot serve what the debugger wants.
-    Refused,
+    /// The engine cannot serve what the debugger wants: why.
+    Refused(String),
     /// The machine has ended.
     Ended(Outcome),
 }

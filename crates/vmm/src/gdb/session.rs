@@ -201,11 +201,10 @@ fn byte<'a>(gdb: State<'a>, guest: &mut Guest, byte: u8) -> Result<State<'a>, Br
 
 fn stopped<'a>(gdb: State<'a>, guest: &mut Guest, why: Why) -> Result<State<'a>, Broken> {
     let Gdb::Running(mut gdb) = gdb else { return Ok(gdb) };
-    if why == Why::Refused {
-        let text = "Ringer's engine cannot serve these breakpoints and watchpoints.\n";
-        say(gdb.borrow_conn(), text).map_err(|_| Broken)?;
+    if let Why::Refused(text) = &why {
+        say(gdb.borrow_conn(), &format!("{text}\n")).map_err(|_| Broken)?;
     }
-    gdb.report_stop(guest, stop_reason(why)).map_err(|_| Broken)
+    gdb.report_stop(guest, stop_reason(&why)).map_err(|_| Broken)
 }
 
 /// Shows a text on the debugger's console (gdb manual, "Stop Reply Packets", `O`); only while it waits for the machine.

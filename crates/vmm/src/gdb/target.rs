@@ -116,8 +116,8 @@ fn kind(k: WatchKind) -> ringer_engine::WatchKind {
 }
 
 /// What gdb is told of a stop.
-pub fn stop_reason(why: Why) -> MultiThreadStopReason<u64> {
-    match why {
+pub fn stop_reason(why: &Why) -> MultiThreadStopReason<u64> {
+    match *why {
         // Not by a trap instruction: gdb is not to correct the address.
         Why::Vcpu(v, DebugStop::Breakpoint) => MultiThreadStopReason::HwBreak(tid(v)),
         Why::Vcpu(v, DebugStop::Watchpoint(w)) => {
@@ -132,7 +132,7 @@ pub fn stop_reason(why: Why) -> MultiThreadStopReason<u64> {
             MultiThreadStopReason::SignalWithThread { tid: tid(v), signal: Signal::SIGTRAP }
         }
         Why::Interrupt => MultiThreadStopReason::Signal(Signal::SIGINT),
-        Why::Refused => MultiThreadStopReason::Signal(Signal::SIGABRT),
+        Why::Refused(_) => MultiThreadStopReason::Signal(Signal::SIGABRT),
         Why::Ended(_) => MultiThreadStopReason::Exited(0),
     }
 }

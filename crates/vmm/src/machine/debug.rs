@@ -143,9 +143,9 @@ impl Machine {
         });
         match served {
             Ok(()) => self.vcpus.start(|i| go(i) != Go::Stay),
-            Err(VmmError::Engine(EngineError::NoDebug(_))) => {
+            Err(VmmError::Engine(e @ EngineError::NoDebug(_))) => {
                 self.hold()?;
-                self.debugger.tell(Why::Refused);
+                self.debugger.tell(Why::Refused(e.to_string()));
                 Ok(())
             }
             Err(e) => Err(e),
