@@ -6,6 +6,7 @@ use crate::minimise::minimise;
 use crate::pair::{Engines, Pair, Verdict};
 use crate::program::Program;
 use crate::report;
+use ringer_engine::Needs;
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -59,7 +60,9 @@ struct Shared<'a> {
 /// # Errors
 /// The host lacks something, or an engine refuses a program's state.
 pub fn run(config: &Config, engines: Engines, tell: &(dyn Fn(&str) + Sync)) -> anyhow::Result<Tally> {
-    let pool = Pool::new(Arc::new(ringer_engine_soft::host_model()?), config.seed);
+    // Two engines would draw different numbers, where random bytes happen to ask for them.
+    let model = ringer_vmm::cpu_model("host,-rdrand,-rdseed", &Needs::default())?;
+    let pool = Pool::new(Arc::new(model), config.seed);
     let shared = Shared {
         config,
         engines,
