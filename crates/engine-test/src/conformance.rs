@@ -2,6 +2,7 @@
 
 use crate::debugged::Debugged;
 use crate::exceptions::{EMULATED, EXCEPTIONS, Exception};
+use crate::handed::both;
 use anyhow::Context;
 use ringer_engine::conformance::{self, Outcome, Report, Row, Target};
 use ringer_engine::{Engine, Needs, Probe};
@@ -87,15 +88,6 @@ pub fn column(name: &str, config: &Config) -> anyhow::Result<Column> {
         limit: config.limit,
     };
     Ok(Column { name: name.to_owned(), target: Ok(target) })
-}
-
-/// What two engines need, to hand processors from one to the other.
-fn both(a: Needs, b: Needs) -> Needs {
-    let features = match (a.features, b.features) {
-        (Some(x), Some(y)) => Some(x.intersection(y)),
-        (x, y) => x.or(y),
-    };
-    Needs { tsc_khz: a.tsc_khz.or(b.tsc_khz), features, no_hypercalls: a.no_hypercalls || b.no_hypercalls }
 }
 
 /// Before an engine's name: its processors are stopped by a debugger all the time.

@@ -1,17 +1,22 @@
 //! Engines by name, and a broken one, by which the tests show that they find something.
 
+use crate::handed::HandedEngine;
 use ringer_arch::VcpuState;
 use ringer_engine::{
     CpuIo, Engine, EngineError, Exit, Probe, Stats, Step, StopToken, Until, Vcpu, Vm, VmParams,
 };
 use std::sync::Arc;
 
-/// The engine called `name`.
+/// The engine called `name`; several, joined by `>`, are one that hands its processors from one to the next.
 ///
 /// # Errors
 /// There is none.
 pub fn engine(name: &str) -> anyhow::Result<Box<dyn Engine>> {
-    Ok(ringer_vmm::choose(name)?.engine)
+    if !name.contains('>') {
+        return Ok(ringer_vmm::choose(name)?.engine);
+    }
+    let parts = name.split('>').map(|n| Ok(ringer_vmm::choose(n)?.engine));
+    Ok(Box::new(HandedEngine::new(parts.collect::<anyhow::Result<_>>()?)))
 }
 
 /// What is wrong with a [`Broken`] engine.

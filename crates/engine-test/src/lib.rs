@@ -10,6 +10,7 @@ pub mod engines;
 pub mod exceptions;
 pub mod r#gen;
 pub mod golden;
+pub mod handed;
 pub mod handlers;
 pub mod helper;
 pub mod io;

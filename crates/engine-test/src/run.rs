@@ -1,11 +1,13 @@
 //! The driver: batches of programs on worker threads.
 
 use crate::r#gen::{self, Pool};
+use crate::handed;
 use crate::helper::Helper;
 use crate::minimise::minimise;
 use crate::pair::{Engines, Pair, Verdict};
 use crate::program::Program;
 use crate::report;
+use anyhow::Context;
 use ringer_engine::Needs;
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -61,7 +63,12 @@ struct Shared<'a> {
 /// The host lacks something, or an engine refuses a program's state.
 pub fn run(config: &Config, engines: Engines, tell: &(dyn Fn(&str) + Sync)) -> anyhow::Result<Tally> {
     // Two engines would draw different numbers, where random bytes happen to ask for them.
-    let model = ringer_vmm::cpu_model("host,-rdrand,-rdseed", &Needs::default())?;
+    let name = "host,-rdrand,-rdseed";
+    let model = if engines.tested.name().contains('>') {
+        handed::model(name)?
+    } else {
+        ringer_vmm::cpu_model(name, &Needs::default())?
+    };
     let pool = Pool::new(Arc::new(model), config.seed);
     let shared = Shared {
         config,
@@ -126,7 +133,8 @@ fn batch(s: &Shared, from: u64, to: u64, helper: &Helper) -> anyhow::Result<()> 
     let mut t = Tally::default();
     for number in from..to {
         let p = r#gen::program(s.pool, s.config.seed, number);
-        match pair.run(&p, helper)? {
+        let verdict = pair.run(&p, helper);
+        match verdict.with_context(|| format!("program {number} of seed {}", s.config.seed))? {
             Verdict::Same(n) => {
                 t.same += 1;
                 t.instructions += n;

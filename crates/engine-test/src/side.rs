@@ -139,6 +139,9 @@ impl Side {
             }
             Exit::Stopped
         });
+        if exit == Exit::Failed {
+            anyhow::bail!("{}", self.vcpu.failure().unwrap_or("the engine gives up").to_owned());
+        }
         let (log, by_port) = self.io.finish();
         let dirty = self.take_dirty();
         for (a, b) in self.stale.iter_mut().zip(&dirty) {

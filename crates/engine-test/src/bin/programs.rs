@@ -2,6 +2,7 @@
 
 use clap::Parser;
 use ringer_engine_test::engines::engine;
+use ringer_engine_test::handed::hand_overs;
 use ringer_engine_test::pair::Engines;
 use ringer_engine_test::run::{Config, run};
 
@@ -17,7 +18,8 @@ struct Args {
     /// Number of the first program.
     #[arg(long, default_value_t = 0)]
     first: u64,
-    /// The engines: the one that is trusted, and the one under test.
+    /// The engines: the one that is trusted, and the one under test. `A>B` is both: processors are handed from one to the other at
+    /// random instructions, and states compared.
     #[arg(long, value_delimiter = ',', default_value = "interpreter,translator")]
     engines: Vec<String>,
     /// Worker threads.
@@ -47,6 +49,10 @@ fn main() -> anyhow::Result<()> {
         t.dropped,
         t.found.len()
     );
+    let handed = hand_overs();
+    if handed != 0 {
+        println!("{handed} hand-overs, each with the same state before and after");
+    }
     if !t.found.is_empty() {
         std::process::exit(1);
     }
