@@ -547,8 +547,8 @@ impl Translator {
 
     /// The host's address for an access, by way of an entry of the soft TLB, which is filled if it can be.
     fn entry(&mut self, a: Access) -> Entry {
-        if a.write && self.ctx.get().x87 != 0 {
-            // A store that will find an x87 exception pending must not make the page dirty.
+        if self.ctx.get().x87 != 0 {
+            // An access that will find an x87 exception pending must not make the page accessed or dirty.
             self.unload_x87();
             if self.interp.cpu.xsave.0[2] & 0x80 != 0 {
                 return Entry::None(Why::Slow);
