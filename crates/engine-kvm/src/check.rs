@@ -66,7 +66,8 @@ mod tests {
         let model = CpuModel::named("x86-64-v2", &host, &FeatureSet::software(&host)).unwrap();
         let good = VcpuState::reset(model.signature(), true);
         assert_eq!(state(&model, &good), Ok(()));
-        let cases: [(fn(&mut VcpuState), &str); 8] = [
+        type Change = fn(&mut VcpuState);
+        let cases: [(Change, &str); 8] = [
             (|s| s.cr0 |= cr0::PG, "PG without PE"),
             (|s| s.cr0 = cr0::NW, "NW without CD"),
             (|s| s.cr4 |= 1 << 40, "CR4"),
