@@ -69,8 +69,10 @@ impl Place {
     fn gdb(&self, script: &str) -> Command {
         await_file(&self.socket);
         let file = self.socket.with_extension("script");
-        let connect =
-            format!("set pagination off\nset confirm off\ntarget remote {}\n", self.socket.display());
+        let connect = format!(
+            "set pagination off\nset confirm off\nset remotetimeout 1000\ntarget remote {}\n",
+            self.socket.display()
+        );
         std::fs::write(&file, connect + script).unwrap();
         let mut c = Command::new("gdb");
         // What the caller's gdb is set up to do does not matter here; nor does a debug-info server.
