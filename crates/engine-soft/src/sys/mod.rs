@@ -31,12 +31,16 @@ mod tests;
 use crate::cpu::{Cpu, R};
 use iced_x86::{Instruction, Mnemonic as M};
 use ringer_arch::cpu::Vendor;
+use std::sync::atomic::{Ordering, fence};
 
 /// Executes a system instruction; `None` if it is not one.
 ///
 /// On entry [`Cpu::rip`] is the instruction's address and [`Cpu::next_rip`] the one after it; an instruction that
 /// transfers control changes the latter.
 pub fn execute(cpu: &mut Cpu, i: &Instruction) -> Option<R<()>> {
+    if serializes(i) {
+        fence(Ordering::SeqCst);
+    }
     Some(match i.mnemonic() {
         M::Mov if i.op0_register().is_segment_register() || i.op1_register().is_segment_register() => {
             segment_ops::mov_sreg(cpu, i)
@@ -70,6 +74,28 @@ pub fn execute(cpu: &mut Cpu, i: &Instruction) -> Option<R<()>> {
         M::Wrmsr => msr::wrmsr(cpu),
         _ => return rare(cpu, i),
     })
+}
+
+/// Whether no load behind the instruction may come before a store in front of it: it is serializing (Intel SDM vol. 3A, "Serializing
+/// Instructions"), or drains the store buffer as I/O instructions do (same volume, "Strengthening or Weakening the Memory-Ordering Model"). Each
+/// other instruction leaves the order to the host, which has the guest's.
+fn serializes(i: &Instruction) -> bool {
+    match i.mnemonic() {
+        M::Mov => i.op0_register().is_cr() || i.op0_register().is_dr(),
+        M::Iret | M::Iretd | M::Iretq | M::Cpuid | M::Wrmsr | M::Xsetbv => true,
+        M::Lgdt
+        | M::Lidt
+        | M::Lldt
+        | M::Ltr
+        | M::Lmsw
+        | M::Invlpg
+        | M::Invpcid
+        | M::Wbinvd
+        | M::Wbnoinvd
+        | M::Invd => true,
+        M::In | M::Out | M::Insb | M::Insw | M::Insd | M::Outsb | M::Outsw | M::Outsd => true,
+        _ => false,
+    }
 }
 
 fn rare(cpu: &mut Cpu, i: &Instruction) -> Option<R<()>> {
