@@ -283,9 +283,11 @@ impl Gen<'_> {
                 self.emit(&[0x0f, 0x01, b ^ 1]);
             }
             7 => {
-                // INVLPG of what may be in use.
+                // INVLPG, or INVPCID, of what may be in use.
                 let t = self.target(1);
-                if t < 1 << 31 {
+                if self.pool.has(ringer_arch::cpu::Feature::INVPCID) && self.r.chance(40) {
+                    self.invpcid(t);
+                } else if t < 1 << 31 {
                     self.ra(&[0x0f, 0x01], 7, t, false, &[]);
                 }
             }
@@ -302,6 +304,17 @@ impl Gen<'_> {
             }
             _ => self.toggle_cr(4, cr4::OSFXSR, cr4::OSXSAVE),
         }
+    }
+
+    /// INVPCID EAX of any type, and now and then of none there is, for `lin` and an address space.
+    fn invpcid(&mut self, lin: u64) {
+        let at = self.bytes;
+        self.bytes += 16;
+        let pcid = self.r.pick(&[0u64, 1, 1, 2, 2, 3]);
+        self.scratch(at, [pcid.to_le_bytes(), lin.to_le_bytes()].concat());
+        let kind = self.r.pick(&[0u64, 0, 1, 1, 2, 3, 4]);
+        self.set(0, kind);
+        self.ra(&[0x66, 0x0f, 0x38, 0x82], 0, at, false, &[]);
     }
 
     /// MOV EAX, CRn; XOR EAX, bits; MOV CRn, RAX; code; and back.
