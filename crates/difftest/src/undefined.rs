@@ -88,6 +88,19 @@ pub fn elementwise(insn: &Instruction) -> bool {
         || insn.memory_size().size() == 10
 }
 
+/// Whether `b` is an instruction on mask registers (Intel SDM vol. 2A KADDW to KXORW: maps 1 and 3), whatever registers it names.
+fn mask_instruction(b: &[u8]) -> bool {
+    match b[prefixes(b)..] {
+        [0xc5, _, opcode, ..] => matches!(opcode, 0x41..=0x4b | 0x90..=0x93 | 0x98 | 0x99),
+        [0xc4, map, _, opcode, ..] => match map & 0x1f {
+            1 => matches!(opcode, 0x41..=0x4b | 0x90..=0x93 | 0x98 | 0x99),
+            3 => matches!(opcode, 0x30..=0x33),
+            _ => false,
+        },
+        _ => false,
+    }
+}
+
 fn is_masked_move(m: M) -> bool {
     matches!(m, M::Vmaskmovps | M::Vmaskmovpd | M::Vpmaskmovd | M::Vpmaskmovq)
 }
@@ -98,6 +111,12 @@ pub fn avoid(insn: &Instruction, bytes: &Bytes, input: &Input) -> Option<&'stati
     if insn.is_invalid() && vpermq_without_w(&bytes.b[..bytes.len]) {
         return Some(
             "VPERMQ and VPERMPD with VEX.W = 0: #UD by the manuals (SDM vol. 2C VPERMQ), but AMD's processors ignore W",
+        );
+    }
+    if insn.is_invalid() && mask_instruction(&bytes.b[..bytes.len]) {
+        return Some(
+            "VEX-encoded instructions on AVX-512's mask registers: no model has them, but a host with AVX-512 executes them, also where \
+             bits of VEX name registers that do not exist",
         );
     }
     if insn.is_invalid() && locked_verw(&bytes.b[..bytes.len]) {
