@@ -157,6 +157,10 @@ pub const EXCEPTIONS: &[Exception] = &[
         "SYSCALL and SYSRET are #UD without EFER.SCE",
         "SYSCALL and SYSRET between the rings do not go where STAR and LSTAR say",
     ),
+    emulated(
+        "SYSRET to an address that is not canonical faults",
+        "behind AMD's SYSRET, SS keeps privilege level 0, by which KVM would take ring 3 for ring 0",
+    ),
     emulated("SYSRET to 32-bit code", "ring 3 has no port access, whatever IOPL and the map say"),
     emulated("JMP to a TSS switches tasks and saves the old one", "the emulator switches no tasks"),
     emulated("CALL to a TSS nests; IRET goes back", "the emulator switches no tasks"),
