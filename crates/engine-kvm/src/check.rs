@@ -5,19 +5,6 @@ use ringer_arch::cpu::{CpuModel, Feature};
 use ringer_arch::regs::{cr0, cr4, dr, efer, rflags, xcr0};
 use ringer_arch::seg::sreg;
 
-/// The bits that CR0 has.
-const CR0: u64 = cr0::PE
-    | cr0::MP
-    | cr0::EM
-    | cr0::TS
-    | cr0::ET
-    | cr0::NE
-    | cr0::WP
-    | cr0::AM
-    | cr0::NW
-    | cr0::CD
-    | cr0::PG;
-
 fn ensure(ok: bool, why: &'static str) -> Result<(), &'static str> {
     if ok { Ok(()) } else { Err(why) }
 }
@@ -25,7 +12,7 @@ fn ensure(ok: bool, why: &'static str) -> Result<(), &'static str> {
 /// Whether a processor of the model can be in the state; if not, why.
 pub fn state(model: &CpuModel, s: &VcpuState) -> Result<(), &'static str> {
     let long = s.efer & efer::LMA != 0;
-    ensure(s.cr0 & !CR0 == 0, "reserved bits are set in CR0")?;
+    ensure(s.cr0 & !cr0::ALL == 0, "reserved bits are set in CR0")?;
     ensure(s.cr0 & (cr0::PG | cr0::PE) != cr0::PG, "CR0 has PG without PE")?;
     ensure(s.cr0 & (cr0::NW | cr0::CD) != cr0::NW, "CR0 has NW without CD")?;
     ensure(s.cr4 & !model.cr4_mask() == 0, "CR4 has bits that the processor model has not")?;

@@ -9,18 +9,6 @@ use ringer_arch::cpu::Feature;
 use ringer_arch::regs::{cr0, cr4, efer, xcr0};
 use ringer_arch::seg::sreg;
 
-/// Bits of CR0 that exist; the other low ones stay zero whatever is written.
-pub(super) const CR0_BITS: u64 = cr0::PE
-    | cr0::MP
-    | cr0::EM
-    | cr0::TS
-    | cr0::ET
-    | cr0::NE
-    | cr0::WP
-    | cr0::AM
-    | cr0::NW
-    | cr0::CD
-    | cr0::PG;
 /// CR3 bit 63: keep the TLB entries of the PCID.
 const CR3_NO_FLUSH: u64 = 1 << 63;
 
@@ -107,7 +95,7 @@ pub(super) fn write_cr0(cpu: &mut Cpu, v: u64) -> R<()> {
     if v >> 32 != 0 {
         return Err(cpu.gp(0));
     }
-    let new = v & CR0_BITS | cr0::ET;
+    let new = v & cr0::ALL | cr0::ET;
     let changed = old ^ new;
     let bad = new & (cr0::PG | cr0::PE) == cr0::PG
         || new & (cr0::NW | cr0::CD) == cr0::NW

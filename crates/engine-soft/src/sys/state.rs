@@ -206,7 +206,7 @@ fn check(cpu: &Cpu, s: &VcpuState) -> Check {
 fn check_control(cpu: &Cpu, s: &VcpuState) -> Check {
     let model = &cpu.model;
     let long = s.efer & efer::LMA != 0;
-    ensure(s.cr0 & !control::CR0_BITS == 0, "reserved bits are set in CR0")?;
+    ensure(s.cr0 & !cr0::ALL == 0, "reserved bits are set in CR0")?;
     ensure(s.cr0 & (cr0::PG | cr0::PE) != cr0::PG, "CR0 has PG without PE")?;
     ensure(s.cr0 & (cr0::NW | cr0::CD) != cr0::NW, "CR0 has NW without CD")?;
     ensure(s.cr4 & !model.cr4_mask() == 0, "CR4 has bits that the processor model has not")?;
