@@ -371,12 +371,15 @@ impl Store {
     pub fn set_often(&mut self, n: u32) {
         self.often += 1;
         self.heat(n, self.blocks[n as usize].gpa);
+        // The jump is yet to be executed: it must not come to the same counter.
+        self.drop_block(n);
     }
 
     /// Makes hot what lies from `from` to the end of block `n`.
     fn heat(&mut self, n: u32, from: u64) {
         let b = &self.blocks[n as usize];
-        let to = b.gpa + u64::from(b.len.saturating_sub(1));
+        // Where it goes on in the next page is not of interest: it is known by its start.
+        let to = (b.gpa + u64::from(b.len.saturating_sub(1))).min(b.gpa | 0xfff);
         let (first, last) = (from >> 6 & 63, to >> 6 & 63);
         let bits = u64::MAX << first & u64::MAX >> (63 - last);
         remember(&mut self.hot);

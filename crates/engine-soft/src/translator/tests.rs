@@ -124,3 +124,16 @@ fn instructions_are_counted_when_asked_for() {
     assert_eq!((s.instructions, s.partial), (1 + 2 * 1000 + 2, false));
     assert!(s.exits.iter().sum::<u64>() > 0 && s.code_memory > 1 << 20 && s.code_memory <= 4 << 20, "{s:?}");
 }
+
+/// An indirect jump that lies in two pages and is come to often is made anew as hot code, and goes on.
+#[test]
+fn hot_indirect_jumps_in_two_pages_go_on() {
+    let cpu = testing::long(Vendor::Intel);
+    let mut code = vec![0x90; 0x1010];
+    // mov ecx, 20; mov eax, CODE + 0x1001; 1: jmp to the end of the page
+    code[..15].copy_from_slice(&[0xb9, 20, 0, 0, 0, 0xb8, 0x01, 0x10, 0x01, 0, 0xe9, 0xf0, 0x0f, 0, 0]);
+    // jmp rax; dec ecx; jnz 1b; hlt
+    code[0xfff..0x100a].copy_from_slice(&[0xff, 0xe0, 0xff, 0xc9, 0x0f, 0x85, 0x01, 0xf0, 0xff, 0xff, 0xf4]);
+    let t = run(cpu, &code, 1000, 1 << 20);
+    assert_eq!((t.state().gpr[1], t.state().rip), (0, CODE + 0x100a));
+}
