@@ -267,9 +267,11 @@ impl Mmu {
         if user { self.current_gen } else { self.kernel_gen }
     }
 
-    /// Linear addresses have come to mean something else to translated code.
+    /// Linear addresses have come to mean something else to translated code, in all address spaces.
     pub fn renew_code_generation(&mut self) {
-        self.slot_gen[self.slot] = self.fresh_gen();
+        for s in 0..SLOTS {
+            self.slot_gen[s] = self.fresh_gen();
+        }
         self.current_gen = self.slot_gen[self.slot];
         self.kernel_gen = self.fresh_gen();
     }
@@ -431,11 +433,7 @@ impl Mmu {
         let (word, bit) = fetched_bit(lin);
         if large || self.fetched[word] & bit != 0 {
             self.fetched.fill(0);
-            for s in 0..SLOTS {
-                self.slot_gen[s] = self.fresh_gen();
-            }
-            self.current_gen = self.slot_gen[self.slot];
-            self.kernel_gen = self.fresh_gen();
+            self.renew_code_generation();
         }
     }
 
@@ -502,12 +500,12 @@ struct WatchedCode {
     version: u32,
 }
 
-/// Words of [`Mmu::fetched`].
-const FETCHED_WORDS: usize = 64;
+/// Words of [`Mmu::fetched`]: enough that few pages of data share a bit with one of the thousands of a large program's code.
+const FETCHED_WORDS: usize = 1024;
 
 /// Where [`Mmu::fetched`] notes the page of `lin`.
 fn fetched_bit(lin: u64) -> (usize, u64) {
-    let h = (lin >> 12).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 52;
+    let h = (lin >> 12).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - (FETCHED_WORDS * 64).ilog2());
     (h as usize / 64, 1 << (h % 64))
 }
 
