@@ -24,6 +24,22 @@ pub struct Site {
     pub flags: u8,
 }
 
+/// What a jump to another page knows, in the place of a site. Translated code knows the layout.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Bridge {
+    /// Generation of code addresses and mode under which it is good, or 0.
+    pub gen_key: u64,
+    /// The page that it leads to, as translated code names it, or 0.
+    pub page: u64,
+    /// Where the code is that it leads to, from the start of the code.
+    pub code: u32,
+    /// Guest address that it leads to, from the start of the page that it is in.
+    pub target: i32,
+}
+
+const _: () = assert!(size_of::<Bridge>() == size_of::<Site>());
+
 /// In [`Site::flags`]: it stands in the log.
 pub const LOGGED: u8 = 1;
 /// In [`Site::flags`]: it is a write's.

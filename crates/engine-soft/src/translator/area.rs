@@ -2,7 +2,7 @@
 //! mapping, within reach of RIP-relative operands, lie the sites' entries.
 
 use super::ctx::{self, Ctx};
-use crate::sites::Site;
+use crate::sites::{Bridge, Site};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{io, ptr};
@@ -140,6 +140,21 @@ impl Area {
         if (n as usize) < self.site_count() {
             // SAFETY: checked to be inside.
             unsafe { *self.sites().add(n as usize) = s };
+        }
+    }
+
+    /// The bridge in the place of site `n`.
+    #[must_use]
+    pub fn read_bridge(&self, n: u32) -> Option<Bridge> {
+        // SAFETY: checked to be inside; any bytes are a valid bridge, which is as large as a site and aligned as one.
+        ((n as usize) < self.site_count()).then(|| unsafe { *self.sites().cast::<Bridge>().add(n as usize) })
+    }
+
+    /// Sets the bridge in the place of site `n`.
+    pub fn write_bridge(&mut self, n: u32, b: Bridge) {
+        if (n as usize) < self.site_count() {
+            // SAFETY: as in `read_bridge`.
+            unsafe { *self.sites().cast::<Bridge>().add(n as usize) = b };
         }
     }
 

@@ -413,6 +413,10 @@ impl Asm {
     pub fn movsxd(&mut self, r: u8, q: u8) {
         self.regs(true, &[0x63], r, q);
     }
+    /// `and r32, m`.
+    pub fn and32(&mut self, r: u8, m: M) {
+        self.mem(&[], false, &[0x23], r, m, 0);
+    }
     /// `imul r, q, v`.
     pub fn imul_imm(&mut self, r: u8, q: u8, v: i32) {
         self.regs(true, &[0x69], r, q);

@@ -1,6 +1,7 @@
 //! [`Ctx`]: what translated code works on. RSP points to it while guest code runs. An unsafe room: it lies in a mapping of its
 //! own, with room below for a signal's frame.
 
+use super::places::{PAGES, Page};
 use crate::sites::{LOG_LEN, LOGS};
 use std::mem::offset_of;
 use std::{io, ptr};
@@ -45,6 +46,8 @@ pub mod exit {
     pub const LOOK: u32 = 9;
     /// The indirect jump that is op `arg` has been come to often; it is yet to be executed.
     pub const OFTEN: u32 = 10;
+    /// By a jump to another page that is not known to lead there now; `arg` is the host address of its [`crate::sites::Bridge`].
+    pub const BRIDGE: u32 = 11;
 }
 
 /// See the module.
@@ -109,7 +112,11 @@ pub struct Ctx {
     pub irq: u32,
     /// Of an access without an entry: whether it writes.
     pub look: u32,
+    /// The table of blocks by place, and the bits of an offset in it.
+    pub places: u64,
+    pub place_mask: u32,
     pub jumps: [Jump; JUMPS],
+    pub pages: [Page; PAGES],
     pub log: [[u32; LOG_LEN]; LOGS],
 }
 
@@ -148,11 +155,21 @@ pub mod off {
     pub const IRQ: i32 = offset_of!(Ctx, irq) as i32;
     pub const LOOK: i32 = offset_of!(Ctx, look) as i32;
     pub const JUMPS: i32 = offset_of!(Ctx, jumps) as i32;
+    pub const PAGES: i32 = offset_of!(Ctx, pages) as i32;
+    pub const PLACES: i32 = offset_of!(Ctx, places) as i32;
+    pub const PLACE_MASK: i32 = offset_of!(Ctx, place_mask) as i32;
     pub const LOG: i32 = offset_of!(Ctx, log) as i32;
     pub const BASE: i32 = offset_of!(Ctx, base) as i32;
     /// Of `jumps`' fields.
     pub const JUMP_CODE: i32 = JUMPS + 8;
     pub const JUMP_GEN: i32 = JUMPS + 12;
+}
+
+/// Forgets where guest addresses led.
+pub fn clear_jumps(c: &mut Ctx) {
+    for j in &mut c.jumps {
+        j.gen_key = 0;
+    }
 }
 
 /// Which entry of the jump cache is for guest address `lin`.

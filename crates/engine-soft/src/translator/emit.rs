@@ -59,8 +59,8 @@ pub(super) enum Cold {
     Often { from: Patch, op: u32 },
     /// A loop has gone round often.
     Hot { from: Patch, link: u32 },
-    /// The jump cache does not have it. `reload`: R11 is to be loaded from the entry that R10 names.
-    Indirect { from: Patch, reload: Patch, op: u32 },
+    /// The jump cache does not have it, or the stop word is raised. `reload`: R11 is to be loaded from the entry that R10 names.
+    Indirect { from: [Patch; 2], reload: Patch, op: u32 },
 }
 
 /// What to translate.
@@ -725,8 +725,8 @@ impl Cold {
             | Cold::Interp { from, .. }
             | Cold::Hot { from, .. }
             | Cold::Often { from, .. }
-            | Cold::Goto { from, .. }
-            | Cold::Indirect { from, .. } => Some(from.0),
+            | Cold::Goto { from, .. } => Some(from.0),
+            Cold::Indirect { from, .. } => Some(from[0].0),
             Cold::Link { from, .. } => from.iter().flatten().map(|p| p.0).next(),
         }
     }

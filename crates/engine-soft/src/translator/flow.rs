@@ -20,7 +20,9 @@ impl Emit<'_> {
         // Within reach, as all that come here.
         let target = target as i32;
         push(&mut self.store.links, Link { block, at, unlinked: 0, target, gen_site, to: NONE, next: NONE });
-        self.store.links.len() as u32 - 1
+        let link = self.store.links.len() as u32 - 1;
+        self.store.unbridge(link);
+        link
     }
 
     pub(super) fn tally(&mut self, executed: u32) {
@@ -245,8 +247,7 @@ impl Emit<'_> {
         a.load32(R10, ctx(off::JUMP_CODE).index(R10, 0));
         a.add(R10, ctx(off::BASE));
         a.jmp_reg(R10);
-        self.cold.push(Cold::Indirect { from: other, reload, op });
-        self.cold.push(Cold::Indirect { from: stop, reload: stop, op });
+        self.cold.push(Cold::Indirect { from: [other, stop], reload, op });
     }
 
     pub(super) fn finish_cold(&mut self) {
@@ -296,8 +297,14 @@ impl Emit<'_> {
                 for p in from.into_iter().flatten() {
                     self.a.bind(p);
                 }
-                self.a.mov_imm32(R11, link);
-                self.a.jmp_to(stubs.link);
+                let gen_site = self.store.links[link as usize].gen_site;
+                if gen_site == NONE {
+                    self.a.mov_imm32(R11, link);
+                    self.a.jmp_to(stubs.link);
+                } else {
+                    self.a.lea(R11, rip(self.store.area.site(gen_site)));
+                    self.a.jmp_to(stubs.bridge);
+                }
             }
             Cold::Goto { from, target, ip, executed } => {
                 self.a.bind(from);
@@ -306,11 +313,11 @@ impl Emit<'_> {
                 self.goto(target, false);
             }
             Cold::Indirect { from, reload, op } => {
-                if reload != from {
-                    self.a.bind(reload);
-                    self.a.load(R11, ctx(off::JUMPS).index(R10, 0));
+                self.a.bind(reload);
+                self.a.load(R11, ctx(off::JUMPS).index(R10, 0));
+                for p in from {
+                    self.a.bind(p);
                 }
-                self.a.bind(from);
                 self.a.mov_imm32(R10, op);
                 self.a.jmp_to(stubs.indirect);
             }

@@ -53,6 +53,7 @@ impl Names {
         let s = &self.stubs;
         let stubs = [
             (s.link, "link"),
+            (s.bridge, "bridge"),
             (s.indirect, "indirect"),
             (s.interp, "interp"),
             (s.stale, "stale"),

@@ -20,6 +20,7 @@ mod groups;
 mod key;
 mod native;
 mod perf;
+pub mod places;
 mod rewrite;
 pub mod store;
 mod strings;

@@ -5,10 +5,11 @@ use super::asm::{Asm, reg};
 use super::classify::Natives;
 use super::ctx::Ctx;
 use super::perf::PerfMap;
+use super::places::{self, Places, place};
 use super::stubs::{self, Stubs};
 use crate::block::Decoded;
 use crate::cache::Map;
-use crate::sites::{Site, Sites};
+use crate::sites::{Bridge, Site, Sites};
 use iced_x86::Encoder;
 use std::io;
 
@@ -166,11 +167,11 @@ pub struct Store {
     pub ops: Vec<Op>,
     /// Their links.
     pub links: Vec<Link>,
-    /// Which op each site belongs to, for the sites of memory accesses.
+    /// Which op each site belongs to, for the sites of memory accesses, and which link, for bridges.
     pub site_op: Vec<u32>,
     /// Their guest bytes.
     pub guest: Vec<u8>,
-    by_place: Map<u64, u32>,
+    by_place: Places,
     pages: Map<u64, Page>,
     /// Blocks named in `pages` since the last clearing.
     page_places: usize,
@@ -224,7 +225,7 @@ impl Store {
             links: Vec::new(),
             site_op: Vec::new(),
             guest: Vec::new(),
-            by_place: Map::default(),
+            by_place: Places::default(),
             pages: Map::default(),
             page_places: 0,
             seconds: Map::default(),
@@ -261,13 +262,18 @@ impl Store {
         if self.pages.get(&page).is_some_and(|p| p.version != version) {
             self.drop_page(page);
         }
-        self.by_place.get(&place(gpa, key as u8)).copied()
+        self.by_place.get(place(gpa, key as u8))
     }
 
     /// Whether there is a block at `gpa` translated under `key`; it may be out of date.
     #[must_use]
     pub fn has(&self, gpa: u64, key: u32) -> bool {
-        self.by_place.contains_key(&place(gpa, key as u8))
+        self.by_place.get(place(gpa, key as u8)).is_some()
+    }
+
+    /// Lets translated code find blocks by their places, but for where breakpoints may stand: none is led to another there.
+    pub fn show(&self, c: &mut Ctx) {
+        self.by_place.show(c, self.cuts.is_empty());
     }
 
     /// Whether there is room for one block more.
@@ -301,7 +307,7 @@ impl Store {
             + map(self.decoded_ops.len(), self.decoded_ops.capacity(), size_of::<(u32, u32)>())
             + map(self.seconds.len(), self.seconds.capacity(), size_of::<(u32, Second)>())
             + self.index.capacity() * size_of::<u32>()
-            + map(self.by_place.len(), self.by_place.capacity(), size_of::<(u64, u32)>())
+            + self.by_place.in_memory(grown)
             + map(self.pages.len(), self.pages.capacity(), size_of::<(u64, Page)>())
             + map(self.entered.len(), self.entered.capacity(), size_of::<((u64, u64), u64)>())
             + map(self.scattered.len(), self.scattered.capacity(), size_of::<u64>())
@@ -320,7 +326,7 @@ impl Store {
         self.links = Vec::new();
         self.site_op = Vec::new();
         self.guest = Vec::new();
-        self.by_place = Map::default();
+        self.by_place = Places::default();
         self.pages = Map::default();
         self.page_places = 0;
         self.seconds = Map::default();
@@ -485,7 +491,7 @@ impl Store {
         while self.index.len() <= b.code as usize / STRETCH {
             self.index.push(n);
         }
-        self.by_place.insert(place(b.gpa, b.key), n);
+        self.by_place.insert(place(b.gpa, b.key), b.code, n);
         push(&mut self.blocks, b);
         Some(n)
     }
@@ -539,9 +545,7 @@ impl Store {
         }
         let (place, code) = (place(b.gpa, b.key), b.code as usize);
         let mut l = std::mem::replace(&mut b.incoming, NONE);
-        if self.by_place.get(&place) == Some(&n) {
-            self.by_place.remove(&place);
-        }
+        self.by_place.remove(place, n);
         while let Some(link) = self.links.get_mut(l as usize) {
             link.to = NONE;
             let next = std::mem::replace(&mut link.next, NONE);
@@ -566,9 +570,7 @@ impl Store {
             // Its code may be the way out that stands at the block's start now; what it leads to is a way out too.
             return;
         }
-        if link.gen_site != NONE {
-            self.set_gen(link.gen_site, 0);
-        }
+        self.unbridge(l);
         self.point(link.at, link.unlinked);
     }
 
@@ -600,10 +602,20 @@ impl Store {
             let link = &mut self.links[l as usize];
             (link.to, link.next) = (block, next);
         }
-        let to = self.blocks[block as usize].code;
-        self.point(link.at, to);
+        let b = &self.blocks[block as usize];
+        let (code, page) = (b.code, places::page(b.gpa, b.key));
+        self.point(link.at, code);
         if link.gen_site != NONE {
-            self.set_gen(link.gen_site, gen_key);
+            self.area.write_bridge(link.gen_site, Bridge { gen_key, page, code, target: link.target });
+        }
+    }
+
+    /// Lets link `l`, if it is one to another page, know nothing of where it leads.
+    pub fn unbridge(&mut self, l: u32) {
+        let Link { gen_site, target, .. } = self.links[l as usize];
+        if gen_site != NONE {
+            self.site_op[gen_site as usize] = l;
+            self.area.write_bridge(gen_site, Bridge { gen_key: 0, page: 0, code: 0, target });
         }
     }
 
@@ -675,11 +687,6 @@ impl Store {
     }
 }
 
-/// A block's place under its key: physical addresses have 52 bits.
-fn place(gpa: u64, key: u8) -> u64 {
-    gpa << 8 | u64::from(key)
-}
-
 fn guest_bytes<'a>(b: &Block, guest: &'a [u8]) -> &'a [u8] {
     &guest[b.bytes as usize..][..usize::from(b.len)]
 }
@@ -709,13 +716,6 @@ pub fn push<T>(v: &mut Vec<T>, t: T) {
         v.reserve_exact(growth(v.len()));
     }
     v.push(t);
-}
-
-/// Forgets where guest addresses led.
-pub fn clear_jumps(c: &mut Ctx) {
-    for j in &mut c.jumps {
-        j.gen_key = 0;
-    }
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use super::asm::reg::{R8, R9, R10, R11, R12, R13, R14, R15, RAX, RBP, RBX, RCX, RDI, RDX, RSI, RSP};
 use super::asm::{Asm, at, cc, ctx};
 use super::ctx::{exit, off};
+use super::places;
 use crate::mmu::Entry;
 use crate::sites::{LOG_LEN, LOGGED, LOGS, Site};
 use std::mem::offset_of;
@@ -13,6 +14,9 @@ use std::mem::offset_of;
 pub struct Stubs {
     pub enter: u64,
     pub link: u64,
+    /// A jump to another page that is not good now, with its [`crate::sites::Bridge`] in R11.
+    pub bridge: u64,
+    /// An indirect jump that the jump cache does not know, with the guest address in R11 and its op in R10.
     pub indirect: u64,
     pub interp: u64,
     pub stale: u64,
@@ -47,7 +51,7 @@ pub fn make(a: &mut Asm, avx: bool) -> Stubs {
     load_vec(a, 8, avx);
     a.store_imm32(ctx(8 + off::VEC), 1);
     a.ret();
-    let mut out = [0; 9];
+    let mut out = [0; 10];
     let mut jumps = Vec::new();
     let kinds = [
         exit::LINK,
@@ -59,6 +63,7 @@ pub fn make(a: &mut Asm, avx: bool) -> Stubs {
         exit::LOOK,
         exit::OFTEN,
         exit::MEM,
+        exit::BRIDGE,
     ];
     for (n, kind) in kinds.into_iter().enumerate() {
         out[n] = a.here();
@@ -70,8 +75,12 @@ pub fn make(a: &mut Asm, avx: bool) -> Stubs {
     }
     s.fault = a.here();
     leave(a, avx);
-    let (look_out, mem);
-    [s.link, s.indirect, s.interp, s.stale, s.x87, s.hot, look_out, s.often, mem] = out;
+    let (look_out, mem, bridge_out, indirect_out);
+    [s.link, indirect_out, s.interp, s.stale, s.x87, s.hot, look_out, s.often, mem, bridge_out] = out;
+    s.bridge = a.here();
+    places::bridge(a, bridge_out);
+    s.indirect = a.here();
+    places::indirect(a, indirect_out);
     for write in [false, true] {
         s.look[usize::from(write)] = a.here();
         let tag = if write { offset_of!(Entry, write) } else { offset_of!(Entry, read) } as i32;

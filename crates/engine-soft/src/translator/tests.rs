@@ -27,6 +27,26 @@ fn run(cpu: Cpu, code: &[u8], insns: u64, room: usize) -> Translator {
     t
 }
 
+/// Puts `code` at [`CODE`] and runs 64-bit code there until it halts, counting instructions.
+fn run_freely(code: &[u8]) -> Translator {
+    let mut cpu = testing::long(Vendor::Intel);
+    cpu.mmu.memory().write(CODE, code).unwrap();
+    cpu.mp_state = ringer_arch::MpState::Running;
+    let stop = cpu.stop.clone();
+    let interp = Interpreter::new(cpu, Arc::new(Shared::new(1)), Instant::now());
+    let mut t = Translator::new(interp, 4 << 20).unwrap();
+    t.count_instructions();
+    let thread = std::thread::spawn(move || {
+        t.run();
+        t
+    });
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    stop.raise(StopToken::STOP);
+    let t = thread.join().unwrap();
+    assert_eq!(t.state().mp_state, ringer_arch::MpState::Halted);
+    t
+}
+
 /// A PUSH that the interpreter must execute leaves the flags of the instruction before it.
 #[test]
 fn flags_outlive_a_push_that_is_interpreted() {
@@ -104,23 +124,9 @@ fn x87_selectors_outlive_the_segment() {
 /// Instructions are counted one and all if that is asked for.
 #[test]
 fn instructions_are_counted_when_asked_for() {
-    let mut cpu = testing::long(Vendor::Intel);
-    cpu.mmu.memory().write(CODE, &[0xb9, 0xe8, 3, 0, 0, 0xff, 0xc9, 0x75, 0xfc, 0x0f, 0x31, 0xf4]).unwrap();
-    cpu.mp_state = ringer_arch::MpState::Running;
-    let stop = cpu.stop.clone();
-    let interp = Interpreter::new(cpu, Arc::new(Shared::new(1)), Instant::now());
-    let mut t = Translator::new(interp, 4 << 20).unwrap();
-    t.count_instructions();
-    let thread = std::thread::spawn(move || {
-        t.run();
-        t
-    });
     // mov ecx, 1000; 1: dec ecx; jnz 1b; rdtsc; hlt
-    std::thread::sleep(std::time::Duration::from_millis(300));
-    stop.raise(StopToken::STOP);
-    let t = thread.join().unwrap();
+    let t = run_freely(&[0xb9, 0xe8, 3, 0, 0, 0xff, 0xc9, 0x75, 0xfc, 0x0f, 0x31, 0xf4]);
     let s = t.stats();
-    assert_eq!(t.state().mp_state, ringer_arch::MpState::Halted);
     assert_eq!((s.instructions, s.partial), (1 + 2 * 1000 + 2, false));
     assert!(s.exits.iter().sum::<u64>() > 0 && s.code_memory > 1 << 20 && s.code_memory <= 4 << 20, "{s:?}");
 }
@@ -136,4 +142,26 @@ fn hot_indirect_jumps_in_two_pages_go_on() {
     code[0xfff..0x100a].copy_from_slice(&[0xff, 0xe0, 0xff, 0xc9, 0x0f, 0x85, 0x01, 0xf0, 0xff, 0xff, 0xf4]);
     let t = run(cpu, &code, 1000, 1 << 20);
     assert_eq!((t.state().gpr[1], t.state().rip), (0, CODE + 0x100a));
+}
+
+/// In a new generation of code addresses, a page is looked up once; what was known of it before leads on without leaving translated code.
+#[test]
+fn old_links_and_jumps_hold_in_a_new_generation() {
+    const ROUNDS: u64 = 500;
+    let mut code = vec![0xcc; 0x1100];
+    let mut put = |at: usize, bytes: &[u8]| code[at..at + bytes.len()].copy_from_slice(bytes);
+    // mov ecx, 500; 1: mov rax, cr3; mov cr3, rax; jmp to the next page
+    put(0, &[0xb9, 0xf4, 0x01, 0, 0, 0x0f, 0x20, 0xd8, 0x0f, 0x22, 0xd8, 0xe9, 0xf0, 0x0f, 0, 0]);
+    // There and back by links, then by indirect jumps.
+    put(0x1000, &[0xe9, 0x3b, 0xf0, 0xff, 0xff]);
+    put(0x40, &[0xe9, 0xdb, 0x0f, 0, 0]);
+    put(0x1020, &[0xe9, 0x3b, 0xf0, 0xff, 0xff]);
+    put(0x60, &[0xb8, 0x40, 0x10, 0x01, 0, 0xff, 0xe0]);
+    put(0x1040, &[0xb8, 0x80, 0x00, 0x01, 0, 0xff, 0xe0]);
+    // loop 1b; hlt
+    put(0x80, &[0xff, 0xc9, 0x75, 0x81, 0xf4]);
+    let t = run_freely(&code);
+    let exits = t.stats().exits;
+    assert_eq!(t.stats().instructions, 1 + ROUNDS * 12 + 1);
+    assert!((ROUNDS..ROUNDS + 30).contains(&exits[0]) && exits[1] < 10, "{exits:?}");
 }

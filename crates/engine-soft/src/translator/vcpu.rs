@@ -1,12 +1,12 @@
 //! [`Translator`]: one processor under the translator. An unsafe room: it enters translated code.
 
-use super::ctx::{CtxBox, Jump, exit, jump_index};
+use super::ctx::{CtxBox, Jump, clear_jumps, exit, jump_index};
 use super::derive;
 use super::emit::{self, Source};
 use super::exits::Exits;
 use super::groups::Insn;
-use super::store::{FEW_ROUNDS, NONE, Op, Second, Store, Versions, clear_jumps};
-use super::{area, key};
+use super::store::{FEW_ROUNDS, NONE, Op, Second, Store, Versions};
+use super::{area, key, places};
 use crate::block::Decoded;
 use crate::cache::{Cache, Map};
 use crate::cpu::{Cpu, R, slot};
@@ -255,8 +255,10 @@ impl Translator {
         let code = self.store.blocks[block as usize].code;
         let c = self.ctx.get_mut();
         c.vpage = vpage;
+        places::note_page(c, vpage, gpa, gen_key);
         let direct = !self.store.cuts.contains(&(lin as u16 & 0xfff));
-        if direct {
+        // What links lead to needs no place in the jump cache.
+        if direct && self.pending.is_none() {
             c.jumps[jump_index(lin)] = Jump { lin, code, gen_key: gen_key as u32 };
         }
         if let Some(l) = self.pending.take()
@@ -396,6 +398,7 @@ impl Translator {
                 c.kernel_gs_base = (&raw mut cpu.fast.kernel_gs_base) as u64;
                 c.segments = cpu.seg.as_ptr() as u64;
                 c.irq = u32::from(self.interp.intr);
+                self.store.show(c);
             }
             let gen_key = self.gen_key();
             self.check_epoch(gen_key);
@@ -419,7 +422,11 @@ impl Translator {
     /// Does what translated code was left for.
     fn serve(&mut self) -> Result<Next, Exit> {
         let c = self.ctx.get();
-        let (kind, arg, vpage) = (c.kind, c.arg, c.vpage);
+        let (mut kind, mut arg, vpage) = (c.kind, c.arg, c.vpage);
+        if kind == exit::BRIDGE {
+            kind = exit::LINK;
+            arg = u64::from(self.store.site_op[self.store.area.site_index(arg) as usize]);
+        }
         if let Some(n) = self.left.get_mut(kind as usize) {
             *n += 1;
         }
