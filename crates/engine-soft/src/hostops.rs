@@ -5,6 +5,7 @@
 //! undefined ones too) equal to the host's by construction.
 
 use ringer_arch::regs::rflags;
+use std::sync::LazyLock;
 
 /// Bits of the flag image.
 #[allow(missing_docs)]
@@ -387,6 +388,31 @@ pub fn bit_scan(size: u32, reverse: bool, v: u64, old: u64, f: u16) -> (u64, u16
     }
 }
 
+/// The flags of a rotate of a register, `bits` wide, by the immediate `count`: from those before it and those of the same by CL.
+///
+/// OF is undefined unless the count is 1 (Intel SDM vol. 2, "RCL/RCR/ROL/ROR"). There are processors that leave it as it was after this
+/// form, and not after rotates by CL or of memory.
+#[must_use]
+pub fn rotated_by_immediate(before: u16, after: u16, count: u8, bits: u32) -> u16 {
+    let count = count & if bits == 64 { 63 } else { 31 };
+    if count != 1 && *IMMEDIATE_KEEPS_OF { after & !1 | before & 1 } else { after }
+}
+
+/// Whether the host leaves OF as it was after rotates of registers by immediates.
+static IMMEDIATE_KEEPS_OF: LazyLock<bool> = LazyLock::new(|| {
+    (0..16u64).all(|n| {
+        let before = n % 2 == 1;
+        let after: u8;
+        // SAFETY: register-only arithmetic. An addition of 1 to 0x7f sets OF, one to 0 clears it.
+        unsafe {
+            core::arch::asm!("add {s}, 1", "rol {v}, 3", "rol {v}, 9", "seto {s}",
+                s = inout(reg_byte) if before { 0x7fu8 } else { 0 } => after, v = inout(reg) n << 59 => _,
+                options(pure, nomem, nostack));
+        }
+        (after != 0) == before
+    })
+});
+
 #[cfg(test)]
 mod tests {
     #[test]
@@ -429,6 +455,23 @@ mod tests {
             assert_eq!(u32::shift::<4>(5, 0, f), (5, f));
             assert_eq!(u32::shift::<0>(5, 32, f), (5, f));
         }
+    }
+
+    #[test]
+    fn rotates_by_immediates_are_the_hosts() {
+        for f in [0x200, fl::OF | 0x200] {
+            for v in [1u32, 0x8000_0001, 0x1234_5678, 0xf000_000f] {
+                let (r, by_cl) = u32::shift::<1>(v, 7, f);
+                let (same, host): (u32, u8);
+                // SAFETY: register-only arithmetic. The ADD sets OF as `f` has it.
+                unsafe {
+                    core::arch::asm!("add {o}, 1", "ror {v:e}, 7", "seto {o}",
+                        o = inout(reg_byte) if f & fl::OF != 0 { 0x7fu8 } else { 0 } => host, v = inout(reg) v => same);
+                }
+                assert_eq!((r, rotated_by_immediate(f, by_cl, 7, 32) & fl::OF), (same, u16::from(host)));
+            }
+        }
+        assert_eq!(rotated_by_immediate(fl::OF, 0, 0x21, 32), 0);
     }
 
     #[test]

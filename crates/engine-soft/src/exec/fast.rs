@@ -3,7 +3,7 @@
 
 use crate::block::{Cursor, Op, abort, next, next_unless_left};
 use crate::cpu::{Cpu, slot};
-use crate::hostops::{Alu, Imul, cond, fl};
+use crate::hostops::{Alu, Imul, cond, fl, rotated_by_immediate};
 
 #[inline(always)]
 pub(super) fn rd<T: Alu>(cpu: &Cpu, r: u8) -> T {
@@ -270,7 +270,9 @@ pub(super) fn not<T: Alu>(cpu: &mut Cpu, at: Cursor<'_>) {
 pub(super) fn shift<T: Alu, const OP: u8, const BY_CL: bool>(cpu: &mut Cpu, at: Cursor<'_>) {
     let cl = if BY_CL { cpu.regs[1] as u8 } else { at.op().imm as u8 };
     let (r, f) = T::shift::<OP>(rd(cpu, at.op().a), cl, cpu.fl);
-    cpu.fl = f;
+    // ROL and ROR.
+    let rotates = !BY_CL && OP < 2;
+    cpu.fl = if rotates { rotated_by_immediate(cpu.fl, f, cl, 8 * size_of::<T>() as u32) } else { f };
     wr(cpu, at.op().a, r);
     next(cpu, at);
 }

@@ -2,7 +2,7 @@
 //! the reference. Hot forms bypass it through `fast`.
 
 use crate::cpu::{Cpu, R};
-use crate::hostops::{Alu, cond_dyn, fl, shld, shrd};
+use crate::hostops::{Alu, cond_dyn, fl, rotated_by_immediate, shld, shrd};
 use crate::mmu::Acc;
 use crate::operand::{address_size, mask, mem_size, sext};
 use iced_x86::{ConditionCode, Instruction, Mnemonic as M, OpKind, Register};
@@ -279,7 +279,9 @@ fn shift(cpu: &mut Cpu, i: &Instruction) -> R<()> {
         out = f;
         r
     })?;
-    cpu.fl = out;
+    let rotates =
+        matches!(m, M::Rol | M::Ror) && i.op0_kind() == OpKind::Register && i.op1_kind() != OpKind::Register;
+    cpu.fl = if rotates { rotated_by_immediate(f, out, cl, size as u32 * 8) } else { out };
     Ok(())
 }
 

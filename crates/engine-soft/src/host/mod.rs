@@ -205,6 +205,8 @@ pub struct LastX87<'a> {
     pub ip: u64,
     /// Offset of the last memory operand, its own or an earlier instruction's, if there was one.
     pub operand: Option<u64>,
+    /// Whatever is pending now has been unmasked after it.
+    pub calm: bool,
 }
 
 /// Puts the host's x87 state, as FXSAVE gives it, into `cpu`'s; the pointers are those of `last`, if one ran since it was loaded.
@@ -213,7 +215,7 @@ pub fn store_x87(cpu: &mut Cpu, image: &[u8; 512], last: Option<LastX87<'_>>) {
     x[..6].copy_from_slice(&image[..6]);
     x[x87::at::ST..x87::at::XMM].copy_from_slice(&image[x87::at::ST..x87::at::XMM]);
     if let Some(l) = last {
-        x87::set_last(cpu, l.insn, x87::opcode(l.bytes), l.ip, l.operand);
+        x87::set_last(cpu, &l);
     }
 }
 

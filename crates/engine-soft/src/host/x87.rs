@@ -1,6 +1,7 @@
 //! What the x87 unit remembers of its last instruction: opcode, instruction and operand pointers (Intel SDM vol. 1 §8.1.8 to
 //! 8.1.9, AMD APM vol. 2 §11.4.4). The host's own must never show, so they are kept in software, in the XSAVE area.
 
+use super::LastX87;
 use crate::cpu::{Cpu, Mode};
 use crate::operand::sreg_index;
 use iced_x86::{Code, CpuidFeature, Instruction, OpKind};
@@ -189,22 +190,23 @@ pub fn set_pointers(cpu: &mut Cpu, i: &Instruction, what: Pointers, own: u16, be
     put(cpu, fop, fip, fdp);
 }
 
-/// Sets the pointers to those of `i`, which has run as itself at `fip` with the opcode `own` and, if it has a memory operand, `fdp`.
-pub fn set_last(cpu: &mut Cpu, i: &Instruction, own: u16, fip: u64, fdp: Option<u64>) {
+/// Sets the pointers to those of an instruction that has run as itself.
+pub fn set_last(cpu: &mut Cpu, last: &LastX87<'_>) {
+    let (i, own) = (last.insn, opcode(last.bytes));
     let before = save(cpu);
-    let es = fsw(cpu) & ES != 0;
+    let es = fsw(cpu) & ES != 0 && !last.calm;
     let visible = !cpu.has(Feature::ZERO_FCS_FDS);
     let fop = if cpu.model.vendor() == Vendor::Amd || es { own } else { before.fop };
     cpu.host.selectors.cs = if visible { cpu.seg[sreg::CS].selector } else { 0 };
     let memory = (0..i.op_count()).any(|o| i.op_kind(o) == OpKind::Memory);
-    let operand = fdp.filter(|_| !cpu.has(Feature::FDP_EXCPTN_ONLY) || memory && es);
+    let operand = last.operand.filter(|_| !cpu.has(Feature::FDP_EXCPTN_ONLY) || memory && es);
     if operand.is_some() {
         // An earlier instruction's segment is not known any more: nearly always it is DS.
         let n = if memory { sreg_index(i.memory_segment()) } else { sreg::DS };
         let ds = cpu.seg[n].selector;
         cpu.host.selectors.ds = if visible { ds } else { 0 };
     }
-    put(cpu, fop, fip, operand.unwrap_or(before.fdp));
+    put(cpu, fop, last.ip, operand.unwrap_or(before.fdp));
 }
 
 /// Whether addresses in environments are segment × 16 + offset.

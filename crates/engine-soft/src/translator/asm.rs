@@ -199,6 +199,11 @@ impl Asm {
         self.mem(&[], false, &[0xc7], 0, m, 4);
         self.imm32(v);
     }
+    /// `mov byte [m], v`.
+    pub fn store_imm8(&mut self, m: M, v: u8) {
+        self.mem(&[], false, &[0xc6], 0, m, 1);
+        self.raw(&[v]);
+    }
     /// `mov qword [m], v`, sign-extended.
     pub fn store_imm64(&mut self, m: M, v: i32) {
         self.mem(&[], true, &[0xc7], 0, m, 4);

@@ -7,7 +7,7 @@ use crate::translator::{groups, key, strings};
 use iced_x86::{
     Code, FlowControl, Instruction, InstructionInfoFactory, Mnemonic as M, OpAccess, OpKind, Register,
 };
-use ringer_arch::cpu::Feature;
+use ringer_arch::cpu::{Feature, Vendor};
 
 /// What becomes of an instruction.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -98,6 +98,8 @@ pub fn classify(cpu: &Cpu, natives: &mut Natives, i: &Instruction, k: u32) -> Cl
     };
     let ring0 = k & key::RING0 != 0;
     match i.mnemonic() {
+        // Behind it nothing tells whether the last x87 instruction raised something, and so whether its opcode is noted.
+        M::Fnclex if cpu.model.vendor() != Vendor::Amd => return Class::Interp,
         M::Swapgs if ring0 && k & key::BITS64 != 0 => return Class::Swapgs,
         M::Cli if ring0 => return Class::Cli,
         M::Sti if ring0 => return Class::Sti,

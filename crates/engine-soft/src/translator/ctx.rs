@@ -8,6 +8,8 @@ use std::{io, ptr};
 
 /// Entries of the jump cache.
 pub const JUMPS: usize = 32768;
+/// In [`Ctx::x87_op`]: the instruction has raised nothing but what was masked. Its highest byte holds nothing else: there are fewer ops.
+pub const X87_CALM: u32 = 1 << 31;
 /// Bytes below the context.
 const STACK: usize = 256 << 10;
 
@@ -97,7 +99,7 @@ pub struct Ctx {
     pub host_mxcsr: u32,
     /// Vector state must be loaded on the way in.
     pub want_vec: u32,
-    /// Last x87 instruction: its op, its page, its operand's address; and of the one that is on its way.
+    /// Last x87 instruction: its op and 1, with [`X87_CALM`]; its page, its operand's address; and of the one that is on its way.
     pub x87_op: u32,
     pub x87_page: u64,
     pub x87_operand: u64,

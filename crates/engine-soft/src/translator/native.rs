@@ -2,7 +2,7 @@
 
 use super::asm::reg::{R10, R11};
 use super::asm::{at, cc, ctx};
-use super::ctx::{off, spilled};
+use super::ctx::{X87_CALM, off, spilled};
 use super::emit::{ARITH, Cold, Emit, Flags, home, needs};
 use super::groups::{self, Group, Insn, Member, number};
 use super::rewrite::retarget;
@@ -187,6 +187,9 @@ impl Emit<'_> {
             if p.pointers {
                 // Not before it: it may find an exception pending, and has not run then.
                 self.note_x87(op?, p.memory.is_some());
+            } else if i.mnemonic() == M::Fldcw {
+                // It has found none pending, but may have unmasked one.
+                self.a.store_imm8(ctx(off::X87_OP + 3), (X87_CALM >> 24) as u8);
             }
             for (g, s, written) in regs.iter() {
                 if written {

@@ -1,6 +1,6 @@
 //! [`Translator`]: one processor under the translator. An unsafe room: it enters translated code.
 
-use super::ctx::{CtxBox, Jump, clear_jumps, exit, jump_index};
+use super::ctx::{CtxBox, Jump, X87_CALM, clear_jumps, exit, jump_index};
 use super::derive;
 use super::emit::{self, Source};
 use super::exits::Exits;
@@ -594,7 +594,7 @@ impl Translator {
         };
         if x87 {
             // The code that notes the page may not be run.
-            let last = self.ctx.get().x87_op;
+            let last = self.ctx.get().x87_op & !X87_CALM;
             if last != 0 && self.store.ops[last as usize - 1].block != block {
                 self.unload_x87();
             }
@@ -762,13 +762,14 @@ impl Translator {
         let image = area::unload_x87();
         let (op, page, operand) = (c.x87_op, c.x87_page, c.x87_operand);
         let cpu = &mut self.interp.cpu;
-        let Some(op) = op.checked_sub(1) else { return host::store_x87(cpu, &image, None) };
+        let calm = op & X87_CALM != 0;
+        let Some(op) = (op & !X87_CALM).checked_sub(1) else { return host::store_x87(cpu, &image, None) };
         let bytes = self.store.bytes(op);
         let bits = if cpu.is64() { 64 } else { 32 };
         let insn = Decoder::with_ip(bits, bytes, 0, DecoderOptions::NONE).decode();
         let ip = page + u64::from(self.store.ops[op as usize].offset);
         let operand = (operand != NO_OPERAND).then_some(operand);
-        let last = host::LastX87 { insn: &insn, bytes, ip, operand };
+        let last = host::LastX87 { insn: &insn, bytes, ip, operand, calm };
         host::store_x87(cpu, &image, Some(last));
     }
 }
