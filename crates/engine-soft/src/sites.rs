@@ -53,6 +53,19 @@ impl Site {
     }
 }
 
+/// A cache of one page for all accesses of a kind off the stack pointer. Translated code knows the layout.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct StackSite {
+    /// Linear address of the page, or [`Sites::nowhere`].
+    pub tag: u64,
+    /// Its host address.
+    pub host: u64,
+}
+
+/// User reads and writes, supervisor reads and writes.
+pub const STACK_SITES: usize = 4;
+
 /// The most sites in one log.
 pub const LOG_LEN: usize = 8192;
 /// There is a log for each half of the address space: the upper one's sites outlive a change of address space.
@@ -65,6 +78,7 @@ pub struct Sites {
     /// Low halves of the addresses, as translated code sees them, of the sites that were filled.
     log: *mut u32,
     len: *mut u32,
+    stack: *mut StackSite,
     /// The low half of `base` in translated code's view.
     low: u32,
     nowhere: u64,
@@ -79,18 +93,19 @@ impl Sites {
             base: ptr::null_mut(),
             log: ptr::null_mut(),
             len: ptr::null_mut(),
+            stack: ptr::null_mut(),
             low: 0,
             nowhere: 0,
             nothing: 0,
         }
     }
 
-    /// Sites from `base` on, logged in the [`LOGS`] logs at `log`, whose lengths are at `len`. An empty site has the tag `nowhere` (a page that no
+    /// Sites from `base` on, logged in the [`LOGS`] logs at `log`, whose lengths are at `len`, and the [`STACK_SITES`] at `stack`, which are emptied. An empty site has the tag `nowhere` (a page that no
     /// guest can name but by guessing) and the host page `nothing` (which holds nothing).
     ///
     /// # Safety
     /// `base` is the start of an array of initialised sites that covers every site that is ever logged, each log at `log` has
-    /// room for [`LOG_LEN`] entries; both, and `len`, are valid for as long as this value is used, on one thread at a time. `low` is the low
+    /// room for [`LOG_LEN`] entries; both, `len` and `stack` are valid for as long as this value is used, on one thread at a time. `low` is the low
     /// half of the address that translated code logs for the first site.
     #[must_use]
     pub unsafe fn new(
@@ -98,10 +113,13 @@ impl Sites {
         low: u32,
         log: *mut u32,
         len: *mut u32,
+        stack: *mut StackSite,
         nowhere: u64,
         nothing: u64,
     ) -> Sites {
-        Sites { base, log, len, low, nowhere, nothing }
+        let mut sites = Sites { base, log, len, stack, low, nowhere, nothing };
+        sites.drop_stack(|_, _| true);
+        sites
     }
 
     /// An empty site for accesses of `size` bytes.
@@ -168,30 +186,49 @@ impl Sites {
         }
     }
 
+    /// Empties the stack's sites that `gone` names; it is told whether they are for writes.
+    fn drop_stack(&mut self, mut gone: impl FnMut(&StackSite, bool) -> bool) {
+        if self.stack.is_null() {
+            return;
+        }
+        for n in 0..STACK_SITES {
+            // SAFETY: the type's contract; there are so many.
+            let s = unsafe { &mut *self.stack.add(n) };
+            if gone(s, n % 2 == 1) {
+                *s = StackSite { tag: self.nowhere, host: self.nothing };
+            }
+        }
+    }
+
     /// Empties all.
     pub fn drop_all(&mut self) {
+        self.drop_stack(|_, _| true);
         self.drop_if(0, |_| true);
         self.drop_if(1, |_| true);
     }
 
     /// Empties those of the lower half of the address space.
     pub fn drop_low(&mut self) {
+        self.drop_stack(|s, _| s.tag >> 63 == 0);
         self.drop_if(0, |_| true);
     }
 
     /// Empties those of the linear page `page`.
     pub fn drop_page(&mut self, page: u64) {
+        self.drop_stack(|s, _| s.tag == page);
         self.drop_if((page >> 63) as usize, |s| s.tag == page);
     }
 
     /// Empties those of writes.
     pub fn drop_writes(&mut self) {
+        self.drop_stack(|_, writes| writes);
         self.drop_if(0, Site::writes);
         self.drop_if(1, Site::writes);
     }
 
     /// Empties those of writes to the host page `host`.
     pub fn drop_writes_to(&mut self, host: u64) {
+        self.drop_stack(|s, writes| writes && s.host == host);
         self.drop_if(0, |s| s.writes() && s.host == host);
         self.drop_if(1, |s| s.writes() && s.host == host);
     }

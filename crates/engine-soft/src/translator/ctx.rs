@@ -2,7 +2,7 @@
 //! own, with room below for a signal's frame.
 
 use super::places::{PAGES, Page};
-use crate::sites::{LOG_LEN, LOGS};
+use crate::sites::{LOG_LEN, LOGS, STACK_SITES, StackSite};
 use std::mem::offset_of;
 use std::{io, ptr};
 
@@ -60,7 +60,8 @@ pub struct Ctx {
     pub spilled: [u64; 3],
     /// The arithmetic flags in [`crate::hostops`]' form, in the low half.
     pub fl: u32,
-    pub _pad: u32,
+    /// Vector state is in the host's registers.
+    pub vec: u32,
     /// Guest address of the page that runs.
     pub vpage: u64,
     /// Generation of code addresses, and mode.
@@ -69,18 +70,19 @@ pub struct Ctx {
     pub table: u64,
     /// The stop word.
     pub stop: u64,
+    /// One line of the cache.
+    pub stack: [StackSite; STACK_SITES],
+    // From here on offsets take four bytes.
     /// Bases of FS and GS.
     pub fs: u64,
     pub gs: u64,
-    /// Vector state is in the host's registers.
-    pub vec: u32,
-    /// x87 state is.
+    /// x87 state is in the host's registers.
     pub x87: u32,
+    pub _pad: u32,
     /// Scratch: the miss stubs' two, and one of blocks'.
     pub tmp: [u64; 3],
     /// Guest instructions executed.
     pub instret: u64,
-    // From here on offsets take four bytes.
     /// The general registers of the processor, outside translated code.
     pub regs: u64,
     /// Its XSAVE area.
@@ -131,6 +133,7 @@ pub mod off {
     pub const GEN: i32 = offset_of!(Ctx, gen_key) as i32;
     pub const TABLE: i32 = offset_of!(Ctx, table) as i32;
     pub const STOP: i32 = offset_of!(Ctx, stop) as i32;
+    pub const STACK: i32 = offset_of!(Ctx, stack) as i32;
     pub const FS: i32 = offset_of!(Ctx, fs) as i32;
     pub const GS: i32 = offset_of!(Ctx, gs) as i32;
     pub const VEC: i32 = offset_of!(Ctx, vec) as i32;

@@ -14,9 +14,10 @@ use super::flow::within_reach;
 use super::groups::{self, Insn, Member, number};
 use super::key;
 use super::store::{Block, LEAST_CODE, MOST_CODE, NONE, Op, Store, Versions, push};
+use super::stubs::stack_site;
 use crate::cpu::Cpu;
 use crate::host::Unit;
-use crate::sites::Site;
+use crate::sites::{Site, StackSite};
 use iced_x86::{
     ConditionCode, Decoder, DecoderOptions, Instruction, Mnemonic as M, OpKind, Register, RflagsBits,
 };
@@ -46,9 +47,8 @@ pub(super) enum Flags {
 pub(super) enum Cold {
     /// A site that missed: where it comes from, and the site.
     Miss { from: Patch, site: u32, write: bool },
-    /// The soft TLB has no entry for an access of `size` bytes: R11 names the one that is not it, R10 is the address less its tag. The
-    /// code goes on at `resume`.
-    Table { from: Patch, resume: usize, size: u64, write: bool },
+    /// The entry that an access of `size` bytes tried is not its page's: `stub` is called. The code goes on at `resume`.
+    Other { from: Patch, resume: usize, size: u64, stub: u64 },
     /// The interpreter executes op.
     Interp { from: Patch, op: u32 },
     /// A link's way out; `patched` if `from` is the jump that is patched.
@@ -551,6 +551,11 @@ impl Emit<'_> {
     /// Turns the guest address in R10 into the host's of `size` bytes, or leaves for op. R11 is lost on the slow way; the flags
     /// are in the context alone after it.
     pub(super) fn check(&mut self, op: u32, i: &Instruction, size: u64, write: bool) {
+        self.check_near(op, i, size, write, false);
+    }
+
+    /// [`Emit::check`] for what is near the stack pointer if `stack` says so.
+    pub(super) fn check_near(&mut self, op: u32, i: &Instruction, size: u64, write: bool, stack: bool) {
         let limit = (4096 - size) as i32;
         let gpa = self.gpa_page | i.ip() & 0xfff;
         self.spill();
@@ -564,10 +569,30 @@ impl Emit<'_> {
             self.a.add(R10, rip(p + offset_of!(Site, host) as u64));
             self.store.set_resume(site, self.code + self.a.pos() as u32);
             self.cold.push(Cold::Miss { from, site, write });
+        } else if stack && self.has_stack_site() {
+            self.check_stack(size, write);
         } else {
             self.check_table(size, write);
         }
         self.clobber();
+    }
+
+    /// Supervisor code under which user pages come and go with AC shares tables with what must not reach them.
+    fn has_stack_site(&self) -> bool {
+        self.key & key::USER != 0 || self.key & key::AC == 0
+    }
+
+    /// The same by the stack's site.
+    fn check_stack(&mut self, size: u64, write: bool) {
+        let supervisor = self.key & key::USER == 0;
+        let site = stack_site(supervisor, write);
+        let a = &mut self.a;
+        a.sub(R10, ctx(site + offset_of!(StackSite, tag) as i32));
+        a.cmp_imm(R10, (4096 - size) as i32);
+        let from = a.jcc(cc::A);
+        a.add(R10, ctx(site + offset_of!(StackSite, host) as i32));
+        let (resume, stub) = (a.pos(), self.store.stubs.stack[usize::from(supervisor)][usize::from(write)]);
+        self.cold.push(Cold::Other { from, resume, size, stub });
     }
 
     /// The same by the soft TLB itself.
@@ -583,8 +608,8 @@ impl Emit<'_> {
         a.cmp_imm(R10, (4096 - size) as i32);
         let from = a.jcc(cc::A);
         a.add(R10, at(R11, offset_of!(Entry, host) as i32));
-        let resume = a.pos();
-        self.cold.push(Cold::Table { from, resume, size, write });
+        let (resume, stub) = (a.pos(), self.store.stubs.look[usize::from(write)]);
+        self.cold.push(Cold::Other { from, resume, size, stub });
     }
 
     /// Moves RSP by `by`, leaving the flags.
@@ -658,7 +683,7 @@ impl Emit<'_> {
         self.load_slot(R11, 0);
         self.a.store(ctx(off::TMP + 16), R11);
         self.sp_to_r10(-size);
-        self.check(op, i, size as u64, true);
+        self.check_near(op, i, size as u64, true, true);
         self.a.load(R11, ctx(off::TMP + 16));
         self.store_slot(0, R11);
         self.move_sp(-size);
@@ -694,7 +719,7 @@ impl Emit<'_> {
         } else {
             self.a.mov32(R10, RBP);
         }
-        self.check(op, i, size as u64, false);
+        self.check_near(op, i, size as u64, false, true);
         if self.wide() {
             self.a.lea(R9, at(RBP, size));
         } else {
@@ -721,7 +746,7 @@ impl Cold {
     pub(super) fn position(&self) -> Option<usize> {
         match self {
             Cold::Miss { from, .. }
-            | Cold::Table { from, .. }
+            | Cold::Other { from, .. }
             | Cold::Interp { from, .. }
             | Cold::Hot { from, .. }
             | Cold::Often { from, .. }

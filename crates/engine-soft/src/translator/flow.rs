@@ -195,7 +195,7 @@ impl Emit<'_> {
             }
             self.a.store(ctx(off::TMP + 16), R11);
             self.sp_to_r10(-size);
-            self.check(op, i, size as u64, true);
+            self.check_near(op, i, size as u64, true, true);
             self.a.load(R11, ctx(off::VPAGE));
             self.a.lea(R11, at(R11, i.next_ip() as i32));
             self.store_slot(0, R11);
@@ -268,9 +268,9 @@ impl Emit<'_> {
                 self.a.lea(R11, rip(p));
                 self.a.jmp_to(stubs.miss[usize::from(write)]);
             }
-            Cold::Table { from, resume, size, write } => {
+            Cold::Other { from, resume, size, stub } => {
                 self.a.bind(from);
-                self.a.call(stubs.look[usize::from(write)]);
+                self.a.call(stub);
                 // What the code that was left for it reads: where to go on, from here back, and the bytes.
                 let back = (self.a.pos() - resume) as u16;
                 self.a.raw(&back.to_le_bytes());

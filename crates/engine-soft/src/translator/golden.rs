@@ -29,7 +29,7 @@ const CASE: &str = "== ";
 /// A case as its file has it.
 struct Case {
     name: String,
-    /// Words: `64` or `32`, `user` or `kernel`, `cold`, `scattered`, `count`, `no-fpu`, `@OFFSET`.
+    /// Words: `64` or `32`, `user` or `kernel`, `ac`, `cold`, `scattered`, `count`, `no-fpu`, `@OFFSET`.
     mode: String,
     bytes: String,
 }
@@ -64,6 +64,10 @@ impl Names {
             (s.hot, "hot"),
             (s.look[0], "look_read"),
             (s.look[1], "look_write"),
+            (s.stack[0][0], "stack_read"),
+            (s.stack[0][1], "stack_write"),
+            (s.stack[1][0], "kernel_stack_read"),
+            (s.stack[1][1], "kernel_stack_write"),
         ];
         if let Some((_, name)) = stubs.iter().find(|(at, _)| *at == a) {
             return Some((*name).to_owned());
@@ -93,6 +97,14 @@ impl Names {
             (off::GEN, "gen"),
             (off::TABLE, "table"),
             (off::STOP, "stop"),
+            (off::STACK, "stack.read"),
+            (off::STACK + 8, "stack.read.host"),
+            (off::STACK + 16, "stack.write"),
+            (off::STACK + 24, "stack.write.host"),
+            (off::STACK + 32, "kernel_stack.read"),
+            (off::STACK + 40, "kernel_stack.read.host"),
+            (off::STACK + 48, "kernel_stack.write"),
+            (off::STACK + 56, "kernel_stack.write.host"),
             (off::FS, "fs"),
             (off::GS, "gs"),
             (off::VEC, "vec"),
@@ -157,7 +169,9 @@ fn translated(c: &Case) -> String {
     if word("no-fpu") {
         k = 0;
     }
-    k |= if wide { key::BITS64 } else { 0 } | if user { key::USER } else { key::RING0 };
+    k |= if wide { key::BITS64 } else { 0 }
+        | if user { key::USER } else { key::RING0 }
+        | if word("ac") { key::AC } else { 0 };
     let offset = c
         .mode
         .split(' ')
@@ -209,7 +223,10 @@ fn translated(c: &Case) -> String {
         let op = store.ops.iter().position(|o| u64::from(o.start - b.code) == at);
         let op = op.map_or(String::new(), |n| format!("op{n}"));
         let _infallible = writeln!(out, "{op:>4} {at:03x}  {text}");
-        if i.mnemonic() == Mnemonic::Call && store.stubs.look.contains(&i.near_branch_target()) {
+        let to = i.near_branch_target();
+        let stubs = &store.stubs;
+        let told = stubs.look.contains(&to) || stubs.stack.iter().flatten().any(|s| *s == to);
+        if i.mnemonic() == Mnemonic::Call && told {
             let [back, size] = store.told(i.next_ip());
             let here = i.next_ip() - code;
             let to = here - u64::from(back);

@@ -14,7 +14,8 @@ use iced_x86::{
 const MOST_BYTES: i64 = 512;
 /// The most instructions from the first to the last access.
 const MOST_INSNS: usize = 40;
-const RSP: u8 = 4;
+/// RSP's number.
+pub const RSP: u8 = 4;
 
 /// A decoded instruction of a block.
 #[derive(Clone, Copy)]

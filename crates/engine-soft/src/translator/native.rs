@@ -239,7 +239,8 @@ impl Emit<'_> {
             let from = self.a.jcc(cc::NE);
             self.cold.push(Cold::Interp { from, op });
         }
-        self.check(op, i, size, write);
+        let stack = i.memory_base().full_register() == Register::RSP && i.memory_index() == Register::None;
+        self.check_near(op, i, size, write, stack);
         Some(())
     }
 
@@ -303,7 +304,7 @@ impl Emit<'_> {
         self.settle(op);
         let b = self.in_register(g.base, R10);
         self.a.lea(R10, at(b, g.lowest));
-        self.check(op, i, u64::from(g.size), g.write);
+        self.check_near(op, i, u64::from(g.size), g.write, g.base == groups::RSP);
         self.group_op = Some(op);
         op
     }
@@ -323,7 +324,7 @@ impl Emit<'_> {
                 let op = self.new_op(i);
                 self.settle(op);
                 self.sp_to_r10(disp);
-                self.check(op, i, self.slot_size() as u64, write);
+                self.check_near(op, i, self.slot_size() as u64, write, true);
                 (op, 0)
             }
         }

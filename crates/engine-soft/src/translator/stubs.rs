@@ -5,7 +5,7 @@ use super::asm::{Asm, at, cc, ctx};
 use super::ctx::{exit, off};
 use super::places;
 use crate::mmu::Entry;
-use crate::sites::{LOG_LEN, LOGGED, LOGS, Site};
+use crate::sites::{LOG_LEN, LOGGED, LOGS, Site, StackSite};
 use std::mem::offset_of;
 
 /// Host addresses of the stubs.
@@ -31,6 +31,9 @@ pub struct Stubs {
     /// Called: the entry of the soft TLB that R11 names is not that of the address whose difference from its tag for reads, for writes, is in
     /// R10. Behind the call stands what the access is.
     pub look: [u64; 2],
+    /// Called, by user and by supervisor code, for a read and for a write: the stack's site is not that of the address whose difference from its tag is
+    /// in R10. Behind the call stands what the access is.
+    pub stack: [[u64; 2]; 2],
     /// Second try for a read, for a write, with what is left of the address in R10 and the site in R11.
     pub miss: [u64; 2],
     /// Bytes of all.
@@ -88,6 +91,12 @@ pub fn make(a: &mut Asm, avx: bool) -> Stubs {
         a.store_imm32(ctx(8 + off::LOOK), i32::from(write));
         a.pop(R11);
         a.jmp_to(look_out);
+    }
+    for supervisor in [false, true] {
+        for write in [false, true] {
+            s.stack[usize::from(supervisor)][usize::from(write)] = a.here();
+            miss_stack(a, supervisor, write, look_out);
+        }
     }
     for write in [false, true] {
         s.miss[usize::from(write)] = a.here();
@@ -279,5 +288,54 @@ fn miss(a: &mut Asm, write: bool, out: u64) {
     }
     a.load(RCX, tmp(1));
     a.load(RAX, tmp(0));
+    a.jmp_to(out);
+}
+
+/// Where the stack's site for an access is in the context.
+pub(super) fn stack_site(supervisor: bool, write: bool) -> i32 {
+    let n = 2 * usize::from(supervisor) + usize::from(write);
+    off::STACK + (n * size_of::<StackSite>()) as i32
+}
+
+/// [`Stubs::stack`]: looks the address up in the soft TLB, fills the site, and goes on behind the check with the host address in R10, or leaves by
+/// `out` with the guest's.
+fn miss_stack(a: &mut Asm, supervisor: bool, write: bool, out: u64) {
+    let tag = if write { offset_of!(Entry, write) } else { offset_of!(Entry, read) } as i32;
+    let (site_tag, site_host) = (offset_of!(StackSite, tag) as i32, offset_of!(StackSite, host) as i32);
+    let site = stack_site(supervisor, write);
+    let tmp = |n: i32| ctx(off::TMP + 8 * n);
+    a.pop(R11);
+    a.add(R10, ctx(site + site_tag));
+    a.store(tmp(0), RAX);
+    a.store(tmp(1), RCX);
+    a.mov(RAX, R10);
+    a.shr(RAX, 7);
+    a.and_imm32(RAX, ((crate::mmu::ENTRIES - 1) * size_of::<Entry>()) as i32);
+    a.add(RAX, ctx(off::TABLE));
+    a.mov(RCX, R10);
+    a.sub(RCX, at(RAX, tag));
+    a.cmp_imm(RCX, 4095);
+    let other = a.jcc(cc::A);
+    // Its bytes are 16 bits, far below what they and RCX could overflow: add cx, [r11+2]
+    a.raw(&[0x66, 0x41, 0x03, 0x4b, 0x02]);
+    a.cmp_imm32(RCX, 4096);
+    let cross = a.jcc(cc::A);
+    a.load(RCX, at(RAX, tag));
+    a.store(ctx(site + site_tag), RCX);
+    a.sub_reg(R10, RCX);
+    a.load(RCX, at(RAX, offset_of!(Entry, host) as i32));
+    a.store(ctx(site + site_host), RCX);
+    a.add_reg(R10, RCX);
+    a.load16(RCX, at(R11, 0));
+    a.sub_reg(R11, RCX);
+    a.load(RCX, tmp(1));
+    a.load(RAX, tmp(0));
+    a.jmp_reg(R11);
+    for p in [other, cross] {
+        a.bind(p);
+    }
+    a.load(RCX, tmp(1));
+    a.load(RAX, tmp(0));
+    a.store_imm32(ctx(off::LOOK), i32::from(write));
     a.jmp_to(out);
 }

@@ -86,7 +86,7 @@ impl Emit<'_> {
         a.store(ctx(off::TMP + 16), R11);
         a.lea(R10, at(R9, -8));
         self.clobber();
-        self.check(op, i, 8, true);
+        self.check_near(op, i, 8, true, true);
         self.a.load(R11, ctx(off::TMP + 16));
         self.a.store(at(R10, 0), R11);
         self.a.lea(R9, at(R9, -8));

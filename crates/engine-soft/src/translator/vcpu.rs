@@ -120,7 +120,8 @@ impl Translator {
         interp.cpu.mmu.sites = unsafe {
             let base = store.area.sites();
             let (log, len) = ((&raw mut (*c).log).cast(), (&raw mut (*c).log_len).cast());
-            Sites::new(base, base as u32, log, len, nowhere, store.area.nothing())
+            let stack = (&raw mut (*c).stack).cast();
+            Sites::new(base, base as u32, log, len, stack, nowhere, store.area.nothing())
         };
         let c = ctx.get_mut();
         c.stop = std::ptr::from_ref(interp.cpu.stop.word()) as u64;
