@@ -281,7 +281,7 @@ fn shift(cpu: &mut Cpu, i: &Instruction) -> R<()> {
     })?;
     let rotates =
         matches!(m, M::Rol | M::Ror) && i.op0_kind() == OpKind::Register && i.op1_kind() != OpKind::Register;
-    cpu.fl = if rotates { rotated_by_immediate(f, out, cl, size as u32 * 8) } else { out };
+    cpu.fl = if rotates { rotated_by_immediate(f, out, cl, size * 8) } else { out };
     Ok(())
 }
 
