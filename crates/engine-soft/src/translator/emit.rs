@@ -39,7 +39,7 @@ pub(super) enum Flags {
     Context,
     Host,
     Both,
-    /// Neither's are the guest's; they are overwritten before anything reads them, and each op until then derives them.
+    /// Neither's are the guest's; each op derives them, until they are overwritten or made again for what wants them.
     Dead,
 }
 
@@ -340,9 +340,18 @@ impl Emit<'_> {
 
     /// The flags to the host's, if they are not there. R11 is lost.
     pub(super) fn fetch_flags(&mut self) {
-        if self.flags == Flags::Context {
-            self.a.restore_flags(ctx(off::FL), R11);
-            self.flags = Flags::Both;
+        match self.flags {
+            Flags::Context => {
+                self.a.restore_flags(ctx(off::FL), R11);
+                self.flags = Flags::Both;
+            }
+            Flags::Dead => {
+                let again = self.producer.and_then(|p| derive::again(&self.insns[p].i));
+                let made = again.and_then(|i| self.encode(&i));
+                debug_assert!(made.is_some());
+                self.flags = Flags::Host;
+            }
+            Flags::Host | Flags::Both => {}
         }
     }
 
@@ -357,12 +366,19 @@ impl Emit<'_> {
     pub(super) fn settle(&mut self, op: u32) {
         if self.flags == Flags::Host
             && let Some(p) = self.producer
-            && derive::dead(&self.insns[p].i, &self.insns[p + 1..])
+            && self.need_not_save(p)
         {
             self.flags = Flags::Dead;
             self.store.ops[op as usize].derives = true;
         }
         self.spill();
+    }
+
+    /// Whether the flags that instruction `p` left need not be saved before the one at hand.
+    fn need_not_save(&self, p: usize) -> bool {
+        // What 64-bit code has can be encoded.
+        let may = self.wide() && derive::again(&self.insns[p].i).is_some();
+        derive::last(&self.insns[p..], self.at - p, may)
     }
 
     pub(super) fn new_op(&mut self, i: &Instruction) -> u32 {

@@ -95,6 +95,9 @@ impl Emit<'_> {
             }
             c => c as u8 - ConditionCode::o as u8,
         };
+        if self.flags == Flags::Dead {
+            self.fetch_flags();
+        }
         self.spill();
         let bit = match code >> 1 {
             0 => Some((0, 1)),

@@ -167,6 +167,9 @@ impl Emit<'_> {
                 });
                 out.set_segment_prefix(Register::None);
             }
+            if self.flags == Flags::Dead && needs != 0 {
+                self.fetch_flags();
+            }
             if self.flags == Flags::Context && needs != 0 {
                 let whole = i.rflags_modified() & ARITH != 0
                     && needs == RflagsBits::CF
