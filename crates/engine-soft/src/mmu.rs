@@ -8,6 +8,8 @@
 //! drops entries here drops those too.
 
 use crate::cpu::{Cpu, Fault, Mode, R};
+use crate::fetched::Fetched;
+use crate::large::Large;
 use crate::sites::Sites;
 use ringer_arch::cpu::{CpuModel, Feature, Vendor};
 use ringer_arch::exception::{Exception, pf, vector};
@@ -19,7 +21,7 @@ use ringer_memory::{GuestMemory, PAGE_SIZE, PageFlags};
 use std::sync::{Mutex, PoisonError};
 
 /// Entries of one table.
-pub const ENTRIES: usize = 4096;
+pub const ENTRIES: usize = 16384;
 /// Address spaces (PCIDs) that keep their entries while others run.
 const SLOTS: usize = 6;
 /// Tables a slot: supervisor, supervisor with user data accessible (AC set), user.
@@ -45,58 +47,23 @@ pub struct Entry {
 }
 
 struct Table {
-    entries: Box<[Entry; ENTRIES]>,
+    /// [`ENTRIES`] of them, as of all boxes here.
+    entries: Box<[Entry]>,
     /// Indexes that may be live, each once.
     live: Vec<u16>,
-    is_live: Box<[bool; ENTRIES]>,
-    global: Box<[bool; ENTRIES]>,
+    is_live: Box<[bool]>,
+    global: Box<[bool]>,
+    /// log2 of the sizes of the pages that they are pieces of.
+    shift: Box<[u8]>,
     /// Tags of pages that may be written, but not without telling: they hold code.
-    careful: Box<[u64; ENTRIES]>,
+    careful: Box<[u64]>,
     /// Regions of which some live entry is a piece of a large page: INVLPG must drop all its pieces.
     large: Large,
 }
 
-/// Where large pages lie, by hash of the 1 GiB regions that hold them: what is not noted has none.
-#[derive(Clone, Copy, Default)]
-struct Large {
-    /// Pages of up to 4 MiB, by their 4 MiB region.
-    small: [u64; 4],
-    /// Pages of 1 GiB.
-    huge: [u64; 4],
-}
-
-impl Large {
-    fn bit(v: u64) -> (usize, u64) {
-        let h = v.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56;
-        (h as usize / 64, 1 << (h % 64))
-    }
-
-    fn note(&mut self, lin: u64, shift: u8) {
-        let (set, region) = match shift {
-            12 => return,
-            30 => (&mut self.huge, lin >> 30),
-            _ => (&mut self.small, lin >> 22),
-        };
-        let (word, bit) = Large::bit(region);
-        set[word] |= bit;
-    }
-
-    fn add(&mut self, other: Large) {
-        for (a, b) in self.small.iter_mut().chain(&mut self.huge).zip(other.small.iter().chain(&other.huge)) {
-            *a |= b;
-        }
-    }
-
-    fn covers(&self, lin: u64) -> bool {
-        let (w, b) = Large::bit(lin >> 22);
-        let (w2, b2) = Large::bit(lin >> 30);
-        self.small[w] & b != 0 || self.huge[w2] & b2 != 0
-    }
-}
-
-/// A tag that cannot match at `index`: a page that belongs to another index.
+/// A tag that cannot match at `index`: a page that belongs to another index. Mostly zero, so that new tables take no memory.
 fn invalid(index: usize) -> u64 {
-    ((index ^ 1) as u64) << 12
+    u64::from(index == 0) << 12
 }
 
 fn index_of(lin: u64) -> usize {
@@ -116,18 +83,21 @@ impl Writers {
 
 impl Table {
     fn new() -> Table {
-        let mut entries = Box::new([Entry { read: 0, write: 0, fetch: 0, host: 0 }; ENTRIES]);
-        for (i, e) in entries.iter_mut().enumerate() {
-            let t = invalid(i);
-            *e = Entry { read: t, write: t, fetch: t, host: 0 };
-        }
+        let zeros = Box::into_raw(vec![[0u64; 4]; ENTRIES].into_boxed_slice());
+        // SAFETY: an entry is four integers in C's order: it has the size and alignment of an array of them, and zeros are one.
+        let mut entries = unsafe { Box::from_raw(zeros as *mut [Entry]) };
+        let t = invalid(0);
+        entries[0] = Entry { read: t, write: t, fetch: t, host: 0 };
+        let mut careful = vec![0; ENTRIES].into_boxed_slice();
+        careful[0] = t;
         Table {
             entries,
-            live: Vec::with_capacity(ENTRIES),
-            is_live: Box::new([false; ENTRIES]),
-            global: Box::new([false; ENTRIES]),
-            careful: Box::new(std::array::from_fn(invalid)),
-            large: Large::default(),
+            live: Vec::new(),
+            is_live: vec![false; ENTRIES].into_boxed_slice(),
+            global: vec![false; ENTRIES].into_boxed_slice(),
+            shift: vec![0; ENTRIES].into_boxed_slice(),
+            careful,
+            large: Large::NONE,
         }
     }
 
@@ -148,8 +118,8 @@ impl Table {
         self.careful[i] = t;
     }
 
-    /// Returns what it does not know any more of large pages.
-    fn flush(&mut self, keep_global: bool, w: &mut Writers) -> Large {
+    /// `forgotten` comes to know what it does not know any more of large pages.
+    fn flush(&mut self, keep_global: bool, w: &mut Writers, forgotten: &mut Large) {
         let mut live = std::mem::take(&mut self.live);
         live.retain(|&i| {
             let i = i as usize;
@@ -161,7 +131,31 @@ impl Table {
             false
         });
         self.live = live;
-        if self.live.is_empty() { std::mem::take(&mut self.large) } else { Large::default() }
+        if self.live.is_empty() && !self.large.is_empty() {
+            forgotten.add(&self.large);
+            self.large = Large::NONE;
+        }
+    }
+
+    /// Drops what maps the page `page`, and if there may be a piece of a large page, all pieces of the region of `1 << shift` bytes around it.
+    fn drop_around(&mut self, page: u64, shift: Option<u8>, w: &mut Writers) {
+        let Some(shift) = shift else {
+            let i = index_of(page);
+            let e = &self.entries[i];
+            if e.read == page || e.write == page || e.fetch == page {
+                self.drop_entry(i, w);
+            }
+            return;
+        };
+        let inside = |tag: u64| tag >> shift == page >> shift;
+        let first = index_of(page >> shift << shift);
+        let last = (first + (1 << (shift - 12))).min(ENTRIES);
+        for i in first..last {
+            let e = &self.entries[i];
+            if inside(e.read) || inside(e.write) || inside(e.fetch) {
+                self.drop_entry(i, w);
+            }
+        }
     }
 
     fn flush_writes(&mut self, w: &mut Writers) {
@@ -188,8 +182,8 @@ pub struct Mmu {
     slot: usize,
     mode: usize,
     next_gen: u64,
-    /// Pages (by hash) that code may have been fetched from since the generations last changed.
-    fetched: Box<[u64; FETCHED_WORDS]>,
+    /// Pages that code may have been fetched from since the generations last changed.
+    fetched: Fetched,
     tick: u64,
     phys_bits: u32,
     page_1g: bool,
@@ -202,7 +196,7 @@ pub struct Mmu {
     local_high: bool,
     writers: Writers,
     watched_code: Box<[WatchedCode; WATCHED_CODE]>,
-    /// Where large pages lie that tables have forgotten: sites, and code by its generation, may outlive the entries they came from.
+    /// Where large pages lie that tables have forgotten: sites may outlive the entries they came from.
     forgotten: Large,
     /// What translated code's sites hold.
     pub sites: Sites,
@@ -231,7 +225,7 @@ impl Mmu {
             slot: 0,
             mode: 0,
             next_gen: 1,
-            fetched: Box::new([0; FETCHED_WORDS]),
+            fetched: Fetched::new(SLOTS),
             tick: 0,
             phys_bits: model.max_phys_bits(),
             page_1g: model.has(Feature::PDPE1GB),
@@ -241,7 +235,7 @@ impl Mmu {
             local_high: false,
             writers: Writers(Box::new([0; WRITERS])),
             watched_code: Box::new([WatchedCode::default(); WATCHED_CODE]),
-            forgotten: Large::default(),
+            forgotten: Large::NONE,
             sites: Sites::none(),
         }
     }
@@ -270,10 +264,15 @@ impl Mmu {
     /// Linear addresses have come to mean something else to translated code, in all address spaces.
     pub fn renew_code_generation(&mut self) {
         for s in 0..SLOTS {
-            self.slot_gen[s] = self.fresh_gen();
+            self.renew_slot(s);
         }
         self.current_gen = self.slot_gen[self.slot];
         self.kernel_gen = self.fresh_gen();
+    }
+
+    fn renew_slot(&mut self, slot: usize) {
+        self.slot_gen[slot] = self.fresh_gen();
+        self.fetched.forget_user(slot);
     }
 
     /// Whether code in the page at `gpa` has of late been written over so often that fast writes to it do not pay: each time it becomes
@@ -292,6 +291,12 @@ impl Mmu {
             return false;
         }
         version.wrapping_sub(w.version) >= OFTEN
+    }
+
+    /// Whether the page at `gpa` is dirty, holds no code, and may be written fast by some processor.
+    fn is_written(&self, gpa: u64) -> bool {
+        let written = PageFlags::DIRTY | PageFlags::WCACHED;
+        self.memory.page_flags(gpa).0 & (written | PageFlags::CODE) == written
     }
 
     /// Whatever was written to code so far does not tell what the guest is about to do.
@@ -320,14 +325,20 @@ impl Mmu {
     /// Entries that are not global are about to go.
     fn leave_local(&mut self) {
         if self.local_high {
-            self.sites.drop_all();
+            self.drop_sites();
         } else {
             self.sites.drop_low();
+            self.forgotten.clear_low();
         }
         if self.kernel_code_local {
             self.kernel_code_local = false;
             self.kernel_gen = self.fresh_gen();
         }
+    }
+
+    fn drop_sites(&mut self) {
+        self.sites.drop_all();
+        self.forgotten = Large::NONE;
     }
 
     fn fresh_gen(&mut self) -> u64 {
@@ -366,18 +377,18 @@ impl Mmu {
     }
 
     fn flush_slot(&mut self, slot: usize, keep_global: bool) {
+        for t in &mut self.tables[slot * MODES..(slot + 1) * MODES] {
+            t.flush(keep_global, &mut self.writers, &mut self.forgotten);
+        }
         if slot == self.slot {
             if keep_global {
                 self.leave_local();
             } else {
-                self.sites.drop_all();
+                self.drop_sites();
                 self.kernel_gen = self.fresh_gen();
             }
         }
-        for t in &mut self.tables[slot * MODES..(slot + 1) * MODES] {
-            self.forgotten.add(t.flush(keep_global, &mut self.writers));
-        }
-        self.slot_gen[slot] = self.fresh_gen();
+        self.renew_slot(slot);
         self.current_gen = self.slot_gen[self.slot];
     }
 
@@ -410,31 +421,25 @@ impl Mmu {
 
     /// Drops what maps linear address `lin`, in all address spaces (more than INVLPG must, never less).
     pub fn flush_page(&mut self, lin: u64) {
-        let i = index_of(lin);
         let page = lin & !0xfff;
-        let mut large = self.forgotten.covers(lin);
+        let mut region = self.forgotten.region(lin);
         for t in &mut self.tables {
-            if t.large.covers(lin) {
-                large = true;
-                t.flush(false, &mut self.writers);
-            } else {
-                let e = &t.entries[i];
-                if e.read == page || e.write == page || e.fetch == page {
-                    t.drop_entry(i, &mut self.writers);
+            let known = t.large.region(lin);
+            t.drop_around(page, known, &mut self.writers);
+            region = region.max(known);
+        }
+        self.sites.drop_region(page, region.unwrap_or(12));
+        if self.fetched.by_supervisor(lin) {
+            self.fetched.forget();
+            self.renew_code_generation();
+        } else {
+            for s in 0..SLOTS {
+                if self.fetched.by_user(s, lin) {
+                    self.renew_slot(s);
                 }
             }
         }
-        if large {
-            self.forgotten = Large::default();
-            self.sites.drop_all();
-        } else {
-            self.sites.drop_page(page);
-        }
-        let (word, bit) = fetched_bit(lin);
-        if large || self.fetched[word] & bit != 0 {
-            self.fetched.fill(0);
-            self.renew_code_generation();
-        }
+        self.current_gen = self.slot_gen[self.slot];
     }
 
     /// Drops all fast write entries: pages may have become code, or clean.
@@ -471,6 +476,7 @@ impl Mmu {
         }
         t.large.note(lin, rights.shift);
         t.global[i] = rights.global;
+        t.shift[i] = rights.shift;
         self.local_high |= !rights.global && lin >> 63 != 0;
         let host = self.base.wrapping_add(gpa & !0xfff);
         let no = invalid(i);
@@ -498,15 +504,6 @@ struct WatchedCode {
     page: u64,
     period: u64,
     version: u32,
-}
-
-/// Words of [`Mmu::fetched`]: enough that few pages of data share a bit with one of the thousands of a large program's code.
-const FETCHED_WORDS: usize = 1024;
-
-/// Where [`Mmu::fetched`] notes the page of `lin`.
-fn fetched_bit(lin: u64) -> (usize, u64) {
-    let h = (lin >> 12).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - (FETCHED_WORDS * 64).ilog2());
-    (h as usize / 64, 1 << (h % 64))
 }
 
 /// What a new TLB entry permits on the fast path.
@@ -970,11 +967,12 @@ impl Cpu {
     /// # Errors
     /// The fault that the fetch raises.
     pub fn fetch_gpa(&mut self, lin: u64) -> R<u64> {
-        let (word, bit) = fetched_bit(lin);
-        self.mmu.fetched[word] |= bit;
+        let slot = self.mmu.slot;
+        self.mmu.fetched.note((self.cpl == 3).then_some(slot), lin);
         let gpa = self.translate(lin, Acc::Fetch)?;
-        let table = &self.mmu.tables[self.mmu.slot * MODES + self.mmu.mode];
-        self.mmu.kernel_code_local |= self.cpl != 3 && !table.global[index_of(lin)];
+        let (table, i) = (&self.mmu.tables[slot * MODES + self.mmu.mode], index_of(lin));
+        self.mmu.kernel_code_local |= self.cpl != 3 && !table.global[i];
+        self.mmu.fetched.note_size(lin, table.shift[i]);
         Ok(gpa)
     }
 
@@ -1062,7 +1060,9 @@ impl Cpu {
         if self.mmu.memory.contains(page, PAGE_SIZE) {
             let watched = self.watched_page(lin);
             let mut write = false;
-            let may_write = acc == Acc::Write && t.write && !watched;
+            // A page that is written fast already is dirty: what only reads it so far may find it so.
+            let may_write =
+                t.write && !watched && (acc == Acc::Write || acc == Acc::Read && self.mmu.is_written(page));
             if may_write && self.mmu.keeps_changing(page) {
                 self.mmu.memory.set_page_flags(page, PageFlags::DIRTY);
             } else if may_write {

@@ -20,7 +20,7 @@ pub struct Site {
     pub limit: u16,
     /// Refills left before the site is taken for one that has no locality.
     pub refills: i8,
-    /// [`LOGGED`], [`WRITE`].
+    /// [`LOGGED`], [`WRITE`], [`EARLY`].
     pub flags: u8,
 }
 
@@ -44,6 +44,8 @@ const _: () = assert!(size_of::<Bridge>() == size_of::<Site>());
 pub const LOGGED: u8 = 1;
 /// In [`Site::flags`]: it is a write's.
 pub const WRITE: u8 = 2;
+/// In [`Site::flags`]: from this bit on, two that say what may be looked up for it.
+pub const EARLY: u32 = 2;
 
 impl Site {
     /// Whether it is a write's.
@@ -213,10 +215,10 @@ impl Sites {
         self.drop_if(0, |_| true);
     }
 
-    /// Empties those of the linear page `page`.
-    pub fn drop_page(&mut self, page: u64) {
-        self.drop_stack(|s, _| s.tag == page);
-        self.drop_if((page >> 63) as usize, |s| s.tag == page);
+    /// Empties those of the region of `1 << shift` bytes around linear address `lin`.
+    pub fn drop_region(&mut self, lin: u64, shift: u8) {
+        self.drop_stack(|s, _| s.tag >> shift == lin >> shift);
+        self.drop_if((lin >> 63) as usize, |s| s.tag >> shift == lin >> shift);
     }
 
     /// Empties those of writes.

@@ -183,6 +183,17 @@ impl Area {
         unsafe { std::slice::from_raw_parts(self.write.add(at.min(self.code_len)), len) }.to_vec()
     }
 
+    /// The bytes of code at `at`, or zeros beyond its end.
+    #[must_use]
+    #[inline]
+    pub fn bytes<const N: usize>(&self, at: usize) -> [u8; N] {
+        if at > self.code_len.saturating_sub(N) {
+            return [0; N];
+        }
+        // SAFETY: within the mapping, as was just tested.
+        unsafe { self.write.add(at).cast::<[u8; N]>().read_unaligned() }
+    }
+
     /// Runs code from host address `to` on until it is left. `enter` is the entry stub.
     ///
     /// # Safety

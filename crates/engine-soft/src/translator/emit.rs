@@ -11,7 +11,7 @@ use super::classify::{Class, classify};
 use super::ctx::{off, spilled};
 use super::derive;
 use super::flow::within_reach;
-use super::groups::{self, Insn, Member, number};
+use super::groups::{self, Early, Insn, Member, number};
 use super::key;
 use super::store::{Block, LEAST_CODE, MOST_CODE, NONE, Op, Store, Versions, push};
 use super::stubs::stack_site;
@@ -48,7 +48,7 @@ pub(super) enum Cold {
     /// A site that missed: where it comes from, and the site.
     Miss { from: Patch, site: u32, write: bool },
     /// The entry that an access of `size` bytes tried is not its page's: `stub` is called. The code goes on at `resume`.
-    Other { from: Patch, resume: usize, size: u64, stub: u64 },
+    Other { from: Patch, resume: usize, size: u64, stub: u64, early: Early },
     /// The interpreter executes op.
     Interp { from: Patch, op: u32 },
     /// A link's way out; `patched` if `from` is the jump that is patched.
@@ -165,6 +165,8 @@ pub fn translate<'a>(
         producer: None,
         bytes: s.bytes,
         start: (s.gpa & 0xfff) as i64,
+        vec,
+        x87,
     };
     if let Some(second) = &mut versions.second {
         second.gen_site = e.store.new_gen_site(&e.cpu.mmu.sites);
@@ -281,6 +283,9 @@ pub(super) struct Emit<'a> {
     /// The guest's bytes, and where they start in the page.
     pub(super) bytes: &'a [u8],
     pub(super) start: i64,
+    /// The block expects vector, x87 state in the host's registers.
+    pub(super) vec: bool,
+    pub(super) x87: bool,
 }
 
 /// The host register that is guest register `r`'s home, if it has one.
@@ -572,6 +577,19 @@ impl Emit<'_> {
 
     /// [`Emit::check`] for what is near the stack pointer if `stack` says so.
     pub(super) fn check_near(&mut self, op: u32, i: &Instruction, size: u64, write: bool, stack: bool) {
+        self.check_early(op, i, size, write, stack, Early::All);
+    }
+
+    /// The same; `early` says what may be looked up for it.
+    pub(super) fn check_early(
+        &mut self,
+        op: u32,
+        i: &Instruction,
+        size: u64,
+        write: bool,
+        stack: bool,
+        early: Early,
+    ) {
         let limit = (4096 - size) as i32;
         let gpa = self.gpa_page | i.ip() & 0xfff;
         self.spill();
@@ -583,12 +601,12 @@ impl Emit<'_> {
             self.a.cmp_imm(R10, limit);
             let from = self.a.jcc(cc::A);
             self.a.add(R10, rip(p + offset_of!(Site, host) as u64));
-            self.store.set_resume(site, self.code + self.a.pos() as u32);
+            self.store.set_resume(site, self.code + self.a.pos() as u32, early);
             self.cold.push(Cold::Miss { from, site, write });
         } else if stack && self.has_stack_site() {
-            self.check_stack(size, write);
+            self.check_stack(size, write, early);
         } else {
-            self.check_table(size, write);
+            self.check_table(size, write, early);
         }
         self.clobber();
     }
@@ -599,7 +617,7 @@ impl Emit<'_> {
     }
 
     /// The same by the stack's site.
-    fn check_stack(&mut self, size: u64, write: bool) {
+    fn check_stack(&mut self, size: u64, write: bool, early: Early) {
         let supervisor = self.key & key::USER == 0;
         let site = stack_site(supervisor, write);
         let a = &mut self.a;
@@ -608,11 +626,11 @@ impl Emit<'_> {
         let from = a.jcc(cc::A);
         a.add(R10, ctx(site + offset_of!(StackSite, host) as i32));
         let (resume, stub) = (a.pos(), self.store.stubs.stack[usize::from(supervisor)][usize::from(write)]);
-        self.cold.push(Cold::Other { from, resume, size, stub });
+        self.cold.push(Cold::Other { from, resume, size, stub, early });
     }
 
     /// The same by the soft TLB itself.
-    fn check_table(&mut self, size: u64, write: bool) {
+    fn check_table(&mut self, size: u64, write: bool, early: Early) {
         use crate::mmu::{ENTRIES, Entry};
         let tag = if write { offset_of!(Entry, write) } else { offset_of!(Entry, read) } as i32;
         let a = &mut self.a;
@@ -625,7 +643,7 @@ impl Emit<'_> {
         let from = a.jcc(cc::A);
         a.add(R10, at(R11, offset_of!(Entry, host) as i32));
         let (resume, stub) = (a.pos(), self.store.stubs.look[usize::from(write)]);
-        self.cold.push(Cold::Other { from, resume, size, stub });
+        self.cold.push(Cold::Other { from, resume, size, stub, early });
     }
 
     /// Moves RSP by `by`, leaving the flags.

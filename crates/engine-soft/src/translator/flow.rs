@@ -6,7 +6,7 @@ use super::ctx::{JUMP_FACTOR, JUMP_MASK, JUMP_SHIFT, off};
 use super::emit::{Cold, Emit, Flags};
 use super::groups::{Member, number};
 use super::key;
-use super::store::{Link, NONE, push};
+use super::store::{Link, NONE, Told, push};
 use iced_x86::{Code, ConditionCode, Instruction, OpKind};
 
 impl Emit<'_> {
@@ -271,13 +271,12 @@ impl Emit<'_> {
                 self.a.lea(R11, rip(p));
                 self.a.jmp_to(stubs.miss[usize::from(write)]);
             }
-            Cold::Other { from, resume, size, stub } => {
+            Cold::Other { from, resume, size, stub, early } => {
                 self.a.bind(from);
                 self.a.call(stub);
-                // What the code that was left for it reads: where to go on, from here back, and the bytes.
                 let back = (self.a.pos() - resume) as u16;
-                self.a.raw(&back.to_le_bytes());
-                self.a.raw(&(size as u16).to_le_bytes());
+                let told = Told { back, size: size as u16, early, vec: self.vec, x87: self.x87 };
+                self.a.raw(&told.bytes());
             }
             Cold::Hot { from, link } => {
                 self.a.bind(from);

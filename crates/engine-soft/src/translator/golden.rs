@@ -6,8 +6,9 @@
 
 use super::ctx::off;
 use super::emit::{self, Source};
+use super::groups::Early;
 use super::key;
-use super::store::{NONE, Second, Store, Versions};
+use super::store::{NONE, Second, Store, Told, Versions};
 use super::stubs::Stubs;
 use crate::sites::Site;
 use crate::sys::testing;
@@ -227,12 +228,21 @@ fn translated(c: &Case) -> String {
         let stubs = &store.stubs;
         let told = stubs.look.contains(&to) || stubs.stack.iter().flatten().any(|s| *s == to);
         if i.mnemonic() == Mnemonic::Call && told {
-            let [back, size] = store.told(i.next_ip());
+            let Told { back, size, early, vec, x87 } = store.told(i.next_ip());
             let here = i.next_ip() - code;
             let to = here - u64::from(back);
-            let _infallible = writeln!(out, "     {here:03x}  {size} bytes, on at {to:03x}");
-            d.set_ip(i.next_ip() + 4);
-            d.set_position(here as usize + 4).unwrap();
+            let _infallible = write!(out, "     {here:03x}  {size} bytes, on at {to:03x}");
+            for (what, yes) in [
+                ("early read", early == Early::Read),
+                ("early nothing", early == Early::Nothing),
+                ("vec", vec),
+                ("x87", x87),
+            ] {
+                out.push_str(&if yes { format!(", {what}") } else { String::new() });
+            }
+            out.push('\n');
+            d.set_ip(i.next_ip() + Told::LEN as u64);
+            d.set_position(here as usize + Told::LEN).unwrap();
         }
     }
     for (n, o) in store.ops.iter().enumerate() {

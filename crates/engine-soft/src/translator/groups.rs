@@ -52,8 +52,54 @@ pub struct Group {
     pub size: u32,
     /// Some access writes.
     pub write: bool,
+    /// What may be looked up before the first instruction.
+    pub early: Early,
     /// Instructions from the first to the last, both counted.
     pub insns: u8,
+}
+
+/// What may be looked up in the page tables before an instruction that makes accesses, alone or with others: nothing that it does not look
+/// up itself, or pages would become accessed or dirty too early.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Early {
+    /// What all of it needs.
+    All,
+    /// A read.
+    Read,
+    /// Nothing.
+    Nothing,
+}
+
+impl Early {
+    /// As two bits.
+    #[must_use]
+    pub fn bits(self) -> u8 {
+        self as u8
+    }
+
+    /// Of two bits.
+    #[must_use]
+    pub fn of(bits: u8) -> Early {
+        match bits {
+            0 => Early::All,
+            1 => Early::Read,
+            _ => Early::Nothing,
+        }
+    }
+
+    /// For a group that begins with `n`.
+    fn group(n: &Insn, write: bool) -> Early {
+        let memory = (0..n.i.op_count()).find(|k| n.i.op_kind(*k) == OpKind::Memory);
+        match (n.class, memory.map(|k| n.access[k as usize])) {
+            _ if !write => Early::All,
+            (Class::Push | Class::Call, _) => Early::All,
+            (Class::Pop | Class::Ret, _) => Early::Read,
+            // What is not aligned faults before.
+            (Class::Native { aligned: false, .. }, Some(OpAccess::Read)) => Early::Read,
+            (Class::Native { aligned: false, .. }, Some(OpAccess::Write | OpAccess::ReadWrite)) => Early::All,
+            _ => Early::Nothing,
+        }
+    }
 }
 
 /// An access off a base register.
@@ -264,6 +310,7 @@ fn close(insns: &mut [Insn], offsets: &[i64; 64], open: Option<Open>) {
         return;
     }
     let (first, last) = (o.members.trailing_zeros() as usize, o.members.ilog2() as usize);
+    let early = Early::group(&insns[first], o.write);
     for (n, insn) in insns.iter_mut().enumerate().take(last + 1).skip(first) {
         if o.members >> n & 1 == 0 {
             continue;
@@ -273,6 +320,7 @@ fn close(insns: &mut [Insn], offsets: &[i64; 64], open: Option<Open>) {
             lowest: o.low as i32,
             size: (o.high - o.low) as u32,
             write: o.write,
+            early,
             insns: (last - first + 1) as u8,
         });
         insn.member = Some(Member { offset: (offsets[n] - o.low) as i32, group, last: n == last });

@@ -307,7 +307,8 @@ impl Emit<'_> {
         self.settle(op);
         let b = self.in_register(g.base, R10);
         self.a.lea(R10, at(b, g.lowest));
-        self.check_near(op, i, u64::from(g.size), g.write, g.base == groups::RSP);
+        let stack = g.base == groups::RSP;
+        self.check_early(op, i, u64::from(g.size), g.write, stack, g.early);
         self.group_op = Some(op);
         op
     }

@@ -4,12 +4,13 @@ use super::area::{self, Area};
 use super::asm::{Asm, reg};
 use super::classify::Natives;
 use super::ctx::Ctx;
+use super::groups::Early;
 use super::perf::PerfMap;
 use super::places::{self, Places, place};
 use super::stubs::{self, Stubs};
 use crate::block::Decoded;
 use crate::cache::Map;
-use crate::sites::{Bridge, Site, Sites};
+use crate::sites::{Bridge, EARLY, Site, Sites};
 use iced_x86::Encoder;
 use std::io;
 
@@ -116,6 +117,48 @@ impl Op {
     #[must_use]
     pub fn next(&self) -> u32 {
         if self.gap == 0 { 0 } else { self.start + u32::from(self.gap) }
+    }
+}
+
+/// What the way out of an access that the soft TLB has no entry for reads: it stands in the code, so that most need not look for their op.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Told {
+    /// How far before it the code goes on with the host's address.
+    pub back: u16,
+    /// Bytes of the access.
+    pub size: u16,
+    /// What may be looked up for it.
+    pub early: Early,
+    /// Its block expects vector state in the host's registers.
+    pub vec: bool,
+    /// The same of x87 state.
+    pub x87: bool,
+}
+
+impl Told {
+    /// Bytes that it takes: two for each of the first two, which translated code reads too, and one for the rest.
+    pub const LEN: usize = 5;
+    const VEC: u8 = 1 << 2;
+    const X87: u8 = 1 << 3;
+
+    /// As it stands in the code.
+    #[must_use]
+    pub fn bytes(self) -> [u8; Told::LEN] {
+        let bit = |yes: bool, bit: u8| if yes { bit } else { 0 };
+        let ([a, b], [c, d]) = (self.back.to_le_bytes(), self.size.to_le_bytes());
+        [a, b, c, d, self.early.bits() | bit(self.vec, Told::VEC) | bit(self.x87, Told::X87)]
+    }
+
+    /// What stands in the code.
+    #[must_use]
+    pub fn of([a, b, c, d, e]: [u8; Told::LEN]) -> Told {
+        Told {
+            back: u16::from_le_bytes([a, b]),
+            size: u16::from_le_bytes([c, d]),
+            early: Early::of(e & 3),
+            vec: e & Told::VEC != 0,
+            x87: e & Told::X87 != 0,
+        }
     }
 }
 
@@ -442,10 +485,11 @@ impl Store {
         n
     }
 
-    /// Says where the code goes on behind the check of site `n`.
-    pub fn set_resume(&mut self, n: u32, resume: u32) {
+    /// Says where the code goes on behind the check of site `n`, and what may be looked up for it.
+    pub fn set_resume(&mut self, n: u32, resume: u32, early: Early) {
         if let Some(mut s) = self.area.read_site(n) {
             s.resume = resume;
+            s.flags |= early.bits() << EARLY;
             self.area.write_site(n, s);
         }
     }
@@ -650,13 +694,11 @@ impl Store {
         (guest_bytes(b, &self.guest), usize::from(o.offset).saturating_sub((b.gpa & 0xfff) as usize))
     }
 
-    /// The two numbers that stand in the code at host address `p`.
+    /// What stands in the code at host address `p` about an access.
     #[must_use]
-    pub fn told(&self, p: u64) -> [u16; 2] {
+    pub fn told(&self, p: u64) -> Told {
         let at = p.wrapping_sub(self.area.exec()) as usize;
-        let b = self.area.code(at, 4);
-        let half = |n: usize| b.get(n..n + 2).map_or(0, |h| u16::from_le_bytes([h[0], h[1]]));
-        [half(0), half(2)]
+        Told::of(self.area.bytes(at))
     }
 
     /// The op at whose code host address `pc` lies.

@@ -90,6 +90,43 @@ fn large_pages_are_forgotten_as_a_whole() {
     assert_ne!(cpu.mmu.code_generation(false), before);
 }
 
+/// INVLPG of a page that no code was fetched from leaves what is kept of code; of one that was, it does not.
+#[test]
+fn pages_without_code_are_dropped_alone() {
+    let mut cpu = testing::long(Vendor::Intel);
+    cpu.cr4 |= cr4::PGE;
+    let generations = |cpu: &Cpu| [true, false].map(|user| cpu.mmu.code_generation(user));
+    let (code, data) = (0xffff_8000_0001_0000, 0x1_0000);
+    cpu.fetch_gpa(code).unwrap();
+    cpu.load::<u64>(data).unwrap();
+    let before = generations(&cpu);
+    cpu.mmu.flush_page(data);
+    assert_eq!(generations(&cpu), before);
+    assert!(cpu.fast_ptr(data, 8, false).is_none());
+    cpu.mmu.flush_page(code);
+    let after = generations(&cpu);
+    assert!(after[0] != before[0] && after[1] != before[1]);
+}
+
+/// A page that is written fast already is found so by the first read: a group that writes then need not wait.
+#[test]
+fn a_read_finds_what_is_written_already() {
+    let mut cpu = testing::long(Vendor::Intel);
+    let lin = 0x1_8000;
+    cpu.load::<u64>(lin).unwrap();
+    assert!(cpu.fast_ptr(lin, 8, true).is_none(), "clean");
+    cpu.store(lin, 1u64).unwrap();
+    cpu.mmu.flush_all();
+    cpu.load::<u64>(lin).unwrap();
+    assert!(cpu.fast_ptr(lin, 8, true).is_some());
+    // As code, it may not be written fast.
+    let memory = cpu.mmu.memory().clone();
+    let _version = memory.mark_code(lin, 8);
+    cpu.mmu.flush_all();
+    cpu.load::<u64>(lin).unwrap();
+    assert!(cpu.fast_ptr(lin, 8, true).is_none());
+}
+
 /// Making room for code while x87 state is in the host's registers: its pointers name an instruction that is dropped.
 #[test]
 fn x87_pointers_outlive_the_code() {

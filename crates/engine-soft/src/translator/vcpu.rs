@@ -4,7 +4,7 @@ use super::ctx::{CtxBox, Jump, X87_CALM, clear_jumps, exit, jump_index};
 use super::derive;
 use super::emit::{self, Source};
 use super::exits::Exits;
-use super::groups::Insn;
+use super::groups::{Early, Insn};
 use super::store::{FEW_ROUNDS, NONE, Op, Second, Store, Versions};
 use super::{area, key, places};
 use crate::block::Decoded;
@@ -14,7 +14,7 @@ use crate::exec::generic;
 use crate::host;
 use crate::mmu::Acc;
 use crate::run::{Awake, Interpreter};
-use crate::sites::{Site, Sites};
+use crate::sites::{EARLY, Site, Sites};
 use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic as M, OpKind};
 use ringer_arch::VcpuState;
 use ringer_arch::cpu::Vendor;
@@ -66,10 +66,10 @@ const MOST_YOUNG: usize = 4096;
 /// An access of translated code.
 #[derive(Clone, Copy)]
 struct Access {
-    op: u32,
     lin: u64,
     size: u64,
     write: bool,
+    early: Early,
 }
 
 /// What the soft TLB has for an access.
@@ -496,15 +496,24 @@ impl Translator {
         }
     }
 
-    /// The soft TLB has no entry for `lin`, for the access that is told of at host address `told`.
-    fn look(&mut self, told: u64, lin: u64, write: bool) -> Result<Next, Exit> {
-        let [back, size] = self.store.told(told);
-        let to = told - u64::from(back);
-        let Some(op) = self.store.op_at(to) else { return Ok(Next::Dispatch) };
-        let access = Access { op, lin, size: u64::from(size), write };
+    /// The soft TLB has no entry for `lin`, for the access that is told of at host address `at`.
+    fn look(&mut self, at: u64, lin: u64, write: bool) -> Result<Next, Exit> {
+        let told = self.store.told(at);
+        let to = at.wrapping_sub(u64::from(told.back));
+        let access = Access { lin, size: u64::from(told.size), write, early: told.early };
         match self.entry(access) {
-            Entry::Is(host) => Ok(self.go_on(access, host, to)),
-            Entry::None(why) => self.without_entry(access, why),
+            Entry::Is(host) if !told.x87 => {
+                self.filled(host);
+                self.ctx.get_mut().want_vec = u32::from(told.vec);
+                Ok(Next::Code(to))
+            }
+            found => {
+                let Some(op) = self.store.op_at(to) else { return Ok(Next::Dispatch) };
+                match found {
+                    Entry::Is(host) => Ok(self.go_on(op, host, to)),
+                    Entry::None(why) => self.without_entry(op, why),
+                }
+            }
         }
     }
 
@@ -521,28 +530,35 @@ impl Translator {
             // The block goes on to its end, and is made anew when it is next entered.
             self.store.drop_block(o.block);
         }
-        let access = Access { op, lin, size: u64::from(4096 - site.limit), write: site.writes() };
+        let size = u64::from(4096 - site.limit);
+        let early = Early::of(site.flags >> EARLY);
+        let access = Access { lin, size, write: site.writes(), early };
         match self.entry(access) {
             Entry::Is(host) => {
                 self.interp.cpu.mmu.sites.fill(n, lin & !0xfff, host & !0xfff);
                 let to = self.store.area.exec() + u64::from(site.resume);
-                Ok(self.go_on(access, host, to))
+                Ok(self.go_on(op, host, to))
             }
-            Entry::None(why) => self.without_entry(access, why),
+            Entry::None(why) => self.without_entry(op, why),
         }
     }
 
-    /// Goes on at `to`, behind the check of an access, with the host's address.
-    fn go_on(&mut self, a: Access, host: u64, to: u64) -> Next {
+    /// Goes on at `to`, behind the check of op's access, with the host's address.
+    fn go_on(&mut self, op: u32, host: u64, to: u64) -> Next {
+        self.filled(host);
+        self.resume(op, to)
+    }
+
+    /// An access has the host's address.
+    fn filled(&mut self, host: u64) {
         if let Some(e) = &mut self.exits {
             e.filled += 1;
         }
         self.ctx.get_mut().lin = host;
-        self.resume(a.op, to)
     }
 
-    fn without_entry(&mut self, a: Access, why: Why) -> Result<Next, Exit> {
-        let o = self.store.ops[a.op as usize];
+    fn without_entry(&mut self, op: u32, why: Why) -> Result<Next, Exit> {
+        let o = self.store.ops[op as usize];
         if why == Why::Crossing && o.insns > 1 && self.store.crossed(self.place_of(o)) {
             self.store.drop_block(o.block);
         }
@@ -550,7 +566,7 @@ impl Translator {
             let group = o.insns > 1 && why != Why::Crossing;
             e.unfilled[if group { 3 } else { why as usize }] += 1;
         }
-        self.execute(a.op)
+        self.execute(op)
     }
 
     /// The host's address for an access, by way of an entry of the soft TLB, which is filled if it can be.
@@ -566,11 +582,14 @@ impl Translator {
             return Entry::None(Why::Crossing);
         }
         let cpu = &mut self.interp.cpu;
-        let acc = if a.write { Acc::Write } else { Acc::Read };
+        // Where less is looked up, there may be an entry for writes nonetheless: the page is dirty already.
+        let acc = match a.early {
+            Early::All if a.write => Some(Acc::Write),
+            Early::All | Early::Read => Some(Acc::Read),
+            Early::Nothing => None,
+        };
         let saved = (cpu.cr2, cpu.stats.page_faults);
-        // A group's write must not make the page dirty before its turn comes.
-        let group = self.store.ops[a.op as usize].insns > 1;
-        if !(group && a.write) && cpu.translate(a.lin, acc).is_err() {
+        if acc.is_some_and(|acc| cpu.translate(a.lin, acc).is_err()) {
             cpu.exc = None;
             (cpu.cr2, cpu.stats.page_faults) = saved;
             return Entry::None(Why::Raises);
