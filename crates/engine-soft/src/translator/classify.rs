@@ -49,6 +49,12 @@ pub enum Class {
     Sti,
     /// PUSHFQ.
     Pushfq,
+    /// CLD or STD: what DF becomes.
+    Direction(bool),
+    /// STAC in ring 0 that does not change which pages can be accessed.
+    Stac,
+    /// MOV of CR2 to a register in ring 0.
+    Cr2,
     /// MOV of a segment's selector to a register of 32 or 64 bits.
     Selector,
     /// REP MOVS or STOS, of elements of so many bytes.
@@ -104,6 +110,11 @@ pub fn classify(cpu: &Cpu, natives: &mut Natives, i: &Instruction, k: u32) -> Cl
         M::Cli if ring0 => return Class::Cli,
         M::Sti if ring0 => return Class::Sti,
         M::Pushfq if k & key::BITS64 != 0 => return Class::Pushfq,
+        M::Cld | M::Std => return Class::Direction(i.mnemonic() == M::Std),
+        // Elsewhere they change the mode, which the block is translated under.
+        M::Clac if ring0 && k & key::AC == 0 && cpu.has(Feature::SMAP) => return Class::Nothing,
+        M::Stac if ring0 && k & key::AC != 0 && cpu.has(Feature::SMAP) => return Class::Stac,
+        M::Mov if ring0 && k & key::BITS64 != 0 && i.op1_register() == Register::CR2 => return Class::Cr2,
         M::Mov if i.op1_kind() == OpKind::Register && i.op1_register().is_segment_register() => {
             let wide = i.op0_kind() == OpKind::Register && i.op0_register().size() >= 4;
             return if wide { Class::Selector } else { fallback };

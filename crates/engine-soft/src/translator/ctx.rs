@@ -110,6 +110,8 @@ pub struct Ctx {
     pub sysflags: u64,
     pub gs_base: u64,
     pub kernel_gs_base: u64,
+    /// Its CR2.
+    pub cr2: u64,
     /// Its segment registers.
     pub segments: u64,
     /// An interrupt waits for IF.
@@ -156,6 +158,7 @@ pub mod off {
     pub const SYSFLAGS: i32 = offset_of!(Ctx, sysflags) as i32;
     pub const GS_BASE: i32 = offset_of!(Ctx, gs_base) as i32;
     pub const KERNEL_GS_BASE: i32 = offset_of!(Ctx, kernel_gs_base) as i32;
+    pub const CR2: i32 = offset_of!(Ctx, cr2) as i32;
     pub const SEGMENTS: i32 = offset_of!(Ctx, segments) as i32;
     pub const IRQ: i32 = offset_of!(Ctx, irq) as i32;
     pub const LOOK: i32 = offset_of!(Ctx, look) as i32;

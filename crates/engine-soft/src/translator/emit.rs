@@ -429,6 +429,9 @@ impl Emit<'_> {
             Class::Cli => self.cli(),
             Class::Sti => self.sti(i),
             Class::Pushfq => self.pushfq(i),
+            Class::Direction(down) => self.direction(down),
+            Class::Stac => self.stac(),
+            Class::Cr2 => self.cr2(i),
             Class::Selector => self.selector(i),
             Class::Repeat(size) => self.repeat(i, size),
             Class::BitTest => {

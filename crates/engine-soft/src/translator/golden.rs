@@ -121,6 +121,7 @@ impl Names {
             (off::SYSFLAGS, "sysflags"),
             (off::GS_BASE, "gs_base"),
             (off::KERNEL_GS_BASE, "kernel_gs_base"),
+            (off::CR2, "cr2"),
             (off::SEGMENTS, "segments"),
             (off::IRQ, "irq"),
             (off::JUMPS, "jumps.lin"),

@@ -44,6 +44,37 @@ impl Emit<'_> {
         }
     }
 
+    /// MOV of CR2 to a register.
+    pub(super) fn cr2(&mut self, i: &Instruction) {
+        let g = number(i.op0_register());
+        let to = home(g).unwrap_or(R11);
+        self.a.load(R10, ctx(off::CR2));
+        self.a.load(to, at(R10, 0));
+        if let Some(s) = spilled(g) {
+            self.a.store(ctx(s), R11);
+        }
+    }
+
+    /// CLD or STD.
+    pub(super) fn direction(&mut self, down: bool) {
+        self.spill();
+        self.a.load(R10, ctx(off::SYSFLAGS));
+        if down {
+            self.a.or_mem(at(R10, 0), rflags::DF as u32);
+        } else {
+            self.a.and_mem(at(R10, 0), !(rflags::DF as u32));
+        }
+        self.clobber();
+    }
+
+    /// STAC where user pages are accessible already: because AC is set, or because SMAP is off.
+    pub(super) fn stac(&mut self) {
+        self.spill();
+        self.a.load(R10, ctx(off::SYSFLAGS));
+        self.a.or_mem(at(R10, 0), rflags::AC as u32);
+        self.clobber();
+    }
+
     pub(super) fn cli(&mut self) {
         self.spill();
         self.a.load(R10, ctx(off::SYSFLAGS));

@@ -397,6 +397,7 @@ impl Translator {
                 c.sysflags = (&raw mut cpu.sysflags) as u64;
                 c.gs_base = (&raw mut cpu.seg[sreg::GS].base) as u64;
                 c.kernel_gs_base = (&raw mut cpu.fast.kernel_gs_base) as u64;
+                c.cr2 = (&raw mut cpu.cr2) as u64;
                 c.segments = cpu.seg.as_ptr() as u64;
                 c.irq = u32::from(self.interp.intr);
                 self.store.show(c);
