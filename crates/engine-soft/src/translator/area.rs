@@ -222,6 +222,13 @@ impl Drop for Area {
     }
 }
 
+/// Gives large tables mappings of their own from now on: they grow by moving pages then, not by being copied. The allocator begins so, but not once
+/// a large table was freed.
+pub fn map_tables() {
+    // SAFETY: it changes nothing that the program can see.
+    unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, 256 << 10) };
+}
+
 /// Returns memory that was freed to the host: large tables were, and may not be as large again.
 pub fn give_back() {
     // SAFETY: it changes nothing that the program can see.

@@ -255,6 +255,7 @@ impl Store {
         // Half of it: in kernels and programs as they are, the tables take somewhat more than the code.
         let code_len = limit / 2;
         let area = Area::new(code_len, code_len / 64)?;
+        area::map_tables();
         let mut s = Store {
             stubs: Stubs::default(),
             asm: Asm::default(),
