@@ -1,6 +1,7 @@
 //! [`GuestMemory`]: the regions, checked accessors, the dirty log and the code versions.
 
-use crate::raw::{self, GuestInt, Mapping};
+use crate::large;
+use crate::raw::{self, Backing, GuestInt, Mapping};
 use crate::{GRANULE, MemoryError, PAGE_SIZE, PageFlags};
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
 use std::sync::{Arc, PoisonError, RwLock, Weak};
@@ -54,6 +55,10 @@ impl GuestMemory {
     /// [`MemoryError::BadSize`] for a size that is not a multiple of 4096 in 1 MiB..=1 TiB,
     /// [`MemoryError::Host`] if the host has no room.
     pub fn new(size: u64) -> Result<GuestMemory, MemoryError> {
+        GuestMemory::with(size, large::best_backing())
+    }
+
+    fn with(size: u64, backing: Backing) -> Result<GuestMemory, MemoryError> {
         if !size.is_multiple_of(PAGE_SIZE) || !((1 << 20)..=MAX_RAM).contains(&size) {
             return Err(MemoryError::BadSize(size));
         }
@@ -66,11 +71,8 @@ impl GuestMemory {
         }
         let span = if size > low { high_end } else { low };
         let parts: Vec<_> = regions.iter().map(|r| (r.gpa, r.size)).collect();
-        let mapping = Mapping::new(span, GUARD, &parts).map_err(|(what, source)| MemoryError::Host {
-            size,
-            what,
-            source,
-        })?;
+        let mapping = Mapping::new(span, GUARD, &parts, backing)
+            .map_err(|(what, source)| MemoryError::Host { size, what, source })?;
         let pages = (span / PAGE_SIZE) as usize;
         Ok(GuestMemory(Arc::new(Inner {
             mapping,
@@ -100,12 +102,16 @@ impl GuestMemory {
     #[must_use]
     pub fn resident(&self) -> u64 {
         use std::os::unix::fs::MetadataExt;
-        self.file().metadata().map_or(0, |m| m.blocks() * 512).min(self.size())
+        let held = match self.file() {
+            Some(f) => f.metadata().map_or(0, |m| m.blocks() * 512),
+            None => self.0.regions.iter().map(|r| self.0.mapping.resident(r.gpa, r.size)).sum(),
+        };
+        held.min(self.size())
     }
 
-    /// The memfd that holds the RAM, for handing to device processes.
+    /// The memfd that holds the RAM, for handing to other processes, if one does.
     #[must_use]
-    pub fn file(&self) -> &std::fs::File {
+    pub fn file(&self) -> Option<&std::fs::File> {
         self.0.mapping.file()
     }
 
@@ -361,8 +367,22 @@ mod tests {
 
     #[test]
     fn its_file_keeps_its_size() {
-        let m = GuestMemory::new(1 << 20).unwrap();
-        assert!(m.file().set_len(0).is_err() && m.file().set_len(1 << 21).is_err());
+        let m = GuestMemory::with(1 << 20, Backing::File).unwrap();
+        let f = m.file().unwrap();
+        assert!(f.set_len(0).is_err() && f.set_len(1 << 21).is_err());
+    }
+
+    #[test]
+    fn either_backing_is_zeroed_and_lies_at_large_pages() {
+        for backing in [Backing::File, Backing::Private] {
+            let m = GuestMemory::with(8 << 20, backing).unwrap();
+            assert_eq!(m.file().is_some(), backing == Backing::File);
+            assert_eq!((m.host_base() as usize % (2 << 20), m.resident()), (0, 0));
+            assert_eq!(m.load::<u64>(5 << 20).unwrap(), 0);
+            m.store::<u64>(3 << 20, 7).unwrap();
+            assert!((4096..=8 << 20).contains(&m.resident()));
+            assert_eq!(m.load::<u64>(3 << 20).unwrap(), 7);
+        }
     }
 
     #[test]

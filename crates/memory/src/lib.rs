@@ -1,4 +1,4 @@
-//! Guest RAM: one memfd, mapped once, with a flag byte, a code bitmap and a code version for each 4 KiB page.
+//! Guest RAM: one memfd or private memory, mapped once, with a flag byte, a code bitmap and a code version for each 4 KiB page.
 //!
 //! Every writer to guest RAM that is not a processor's own fast path goes through [`GuestMemory`], which marks
 //! pages dirty and drops decoded or translated code. A processor's fast path (a soft-TLB entry) may write
@@ -7,6 +7,7 @@
 mod error;
 mod flags;
 mod guest;
+mod large;
 pub mod raw;
 
 pub use error::MemoryError;

@@ -89,14 +89,49 @@ pub unsafe fn copy_in(dst: *mut u8, src: &[u8]) {
     }
 }
 
-/// One reservation of host address space with parts of a memfd mapped into it. Unmapped on drop.
+/// A new memfd of `size` bytes, which whoever is handed it can not make smaller.
+fn sealed_file(size: u64) -> Result<File, (&'static str, io::Error)> {
+    let fail = |what| move || (what, io::Error::last_os_error());
+    // SAFETY: a constant C string and flags; the result is checked.
+    let fd = unsafe {
+        libc::memfd_create(c"ringer-guest-ram".as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING)
+    };
+    if fd < 0 {
+        return Err(fail("memfd_create")());
+    }
+    // SAFETY: fd is a fresh descriptor that nobody else owns.
+    let file = unsafe { File::from_raw_fd(fd) };
+    file.set_len(size).map_err(|e| ("ftruncate", e))?;
+    // Nobody must be able to take pages from under the mapping.
+    let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
+    // SAFETY: a descriptor of our own and constant flags; the result is checked.
+    if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) } != 0 {
+        return Err(fail("fcntl(F_ADD_SEALS)")());
+    }
+    Ok(file)
+}
+
+/// What RAM is made of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Backing {
+    /// A memfd, which other processes can be handed.
+    File,
+    /// Memory of this process alone.
+    Private,
+}
+
+/// One reservation of host address space with RAM mapped into parts of it. Unmapped on drop.
 #[derive(Debug)]
 pub struct Mapping {
     base: *mut u8,
-    guard: usize,
+    /// The reservation.
+    start: *mut u8,
     len: usize,
-    file: File,
+    file: Option<File>,
 }
+
+/// Bytes of the host's large pages. It maps a file by them where addresses and offsets agree in what is less.
+const LARGE: usize = 2 << 20;
 
 // SAFETY: the mapping is shared memory with no thread affinity; all access is by raw moves.
 unsafe impl Send for Mapping {}
@@ -104,34 +139,27 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Reserves `span` bytes (plus `guard` inaccessible bytes on both sides) and maps each of `parts`
-    /// (offset in the span, bytes) to consecutive ranges of a new memfd.
+    /// Reserves `span` bytes (plus at least `guard` inaccessible bytes on both sides) and maps each of `parts`
+    /// (offset in the span, bytes) to consecutive ranges of a new memfd, or to private memory.
     ///
     /// # Errors
     /// The host's error and the call that failed.
-    pub fn new(span: u64, guard: u64, parts: &[(u64, u64)]) -> Result<Mapping, (&'static str, io::Error)> {
+    pub fn new(
+        span: u64,
+        guard: u64,
+        parts: &[(u64, u64)],
+        backing: Backing,
+    ) -> Result<Mapping, (&'static str, io::Error)> {
         let fail = |what| move || (what, io::Error::last_os_error());
-        let total: u64 = parts.iter().map(|p| p.1).sum();
-        // SAFETY: a constant C string and flags; the result is checked.
-        let fd = unsafe {
-            libc::memfd_create(c"ringer-guest-ram".as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING)
+        let total = parts.iter().map(|p| p.1).sum();
+        let file = match backing {
+            Backing::File => Some(sealed_file(total)?),
+            Backing::Private => None,
         };
-        if fd < 0 {
-            return Err(fail("memfd_create")());
-        }
-        // SAFETY: fd is a fresh descriptor that nobody else owns.
-        let file = unsafe { File::from_raw_fd(fd) };
-        file.set_len(total).map_err(|e| ("ftruncate", e))?;
-        // Whoever is handed the file must not be able to take pages from under the mapping.
-        let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
-        // SAFETY: a descriptor of our own and constant flags; the result is checked.
-        if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) } != 0 {
-            return Err(fail("fcntl(F_ADD_SEALS)")());
-        }
         let too_big = || ("mmap", io::Error::from_raw_os_error(libc::ENOMEM));
         let len = usize::try_from(span).map_err(|_| too_big())?;
         let guard = usize::try_from(guard).map_err(|_| too_big())?;
-        let whole = len.checked_add(2 * guard).ok_or_else(too_big)?;
+        let whole = len.checked_add(2 * guard + LARGE).ok_or_else(too_big)?;
         // SAFETY: a fresh inaccessible reservation at an address of the kernel's choice.
         let res = unsafe {
             libc::mmap(
@@ -146,9 +174,15 @@ impl Mapping {
         if res == libc::MAP_FAILED {
             return Err(fail("mmap")());
         }
-        // SAFETY: guard bytes into our own reservation.
-        let base = unsafe { res.cast::<u8>().add(guard) };
-        let mapping = Mapping { base, guard, len, file };
+        let start = res.cast::<u8>();
+        let to_large = (start as usize + guard).next_multiple_of(LARGE) - start as usize;
+        // SAFETY: into our own reservation, at least `guard` and less than LARGE more.
+        let base = unsafe { start.add(to_large) };
+        let mapping = Mapping { base, start, len: whole, file };
+        let (kind, fd) = match &mapping.file {
+            Some(f) => (libc::MAP_SHARED, f.as_raw_fd()),
+            None => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1),
+        };
         let mut offset = 0;
         for &(at, size) in parts {
             assert!(at + size <= span, "part outside the span");
@@ -158,8 +192,8 @@ impl Mapping {
                     base.add(at as usize).cast(),
                     size as usize,
                     libc::PROT_READ | libc::PROT_WRITE,
-                    libc::MAP_SHARED | libc::MAP_FIXED | libc::MAP_NORESERVE,
-                    mapping.file.as_raw_fd(),
+                    kind | libc::MAP_FIXED | libc::MAP_NORESERVE,
+                    fd,
                     offset as libc::off_t,
                 )
             };
@@ -182,10 +216,30 @@ impl Mapping {
         self.base
     }
 
-    /// The memfd behind the mapping.
+    /// The memfd behind the mapping, if there is one.
     #[must_use]
-    pub fn file(&self) -> &File {
-        &self.file
+    pub fn file(&self) -> Option<&File> {
+        self.file.as_ref()
+    }
+
+    /// How many of the `size` bytes at `at` of the span, whole pages, the host holds; 0 if it does not tell.
+    #[must_use]
+    pub fn resident(&self, at: u64, size: u64) -> u64 {
+        /// Pages asked for at once.
+        const AT_ONCE: usize = 1 << 16;
+        let mut seen = vec![0u8; AT_ONCE];
+        let mut pages = 0;
+        for from in (at..at + size).step_by(AT_ONCE << 12) {
+            let len = (at + size - from).min((AT_ONCE as u64) << 12);
+            // SAFETY: a range of our own mapping, and a byte for each of its pages.
+            let done = unsafe {
+                libc::mincore(self.base.add(from as usize).cast(), len as usize, seen.as_mut_ptr())
+            };
+            if done == 0 {
+                pages += seen[..(len >> 12) as usize].iter().map(|s| u64::from(s & 1)).sum::<u64>();
+            }
+        }
+        pages << 12
     }
 }
 
@@ -193,7 +247,7 @@ impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: exactly the reservation made in `new`.
         unsafe {
-            libc::munmap(self.base.sub(self.guard).cast(), self.len + 2 * self.guard);
+            libc::munmap(self.start.cast(), self.len);
         }
     }
 }
