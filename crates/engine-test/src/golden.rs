@@ -21,6 +21,7 @@ use crate::program::{Insn, Program};
 use crate::side::Side;
 use iced_x86::{
     Code, FlowControl, Instruction, InstructionInfoFactory, Mnemonic as M, OpAccess, OpKind, Register,
+    RflagsBits,
 };
 use ringer_arch::VcpuState;
 use ringer_arch::regs::rflags;
@@ -325,6 +326,53 @@ pub fn run(side: &mut Side, helper: &Helper, pool: &Pool, c: &Case) -> anyhow::R
     }
     Ok(out)
 }
+
+/// iced-x86's flags and where they are in RFLAGS.
+const FLAGS: [(u32, u64); 6] = [
+    (RflagsBits::OF, rflags::OF),
+    (RflagsBits::SF, rflags::SF),
+    (RflagsBits::ZF, rflags::ZF),
+    (RflagsBits::AF, rflags::AF),
+    (RflagsBits::CF, rflags::CF),
+    (RflagsBits::PF, rflags::PF),
+];
+
+/// What a case changes as every maker's processor does: without the flags that the manuals leave undefined (SDM vol. 1 app. A), and without
+/// the bits of MXCSR that there are, which FXSAVE stores (AMD's have MM, bit 17).
+///
+/// # Errors
+/// `output` is not what [`run`] gives.
+pub fn common(pool: &Pool, c: &Case, output: &[String]) -> anyhow::Result<Vec<String>> {
+    let i = decode_at(&c.bytes, l::KERNEL_CODE + AT, pool.options, c.bits);
+    let undefined = i.rflags_undefined();
+    let open: u64 = FLAGS.iter().filter(|(bit, _)| undefined & bit != 0).map(|(_, flag)| flag).sum();
+    let mut out = Vec::new();
+    for line in output {
+        if let Some(items) = line.strip_prefix("out") {
+            let before = c.input.iter().find(|(n, _)| n == "rflags").map_or(2, |(_, v)| *v as u64);
+            let told = items.split_whitespace().find_map(|x| x.strip_prefix("rflags="));
+            let flags = told.map_or(Ok(before), |x| u64::from_str_radix(x, 16))?;
+            let rest = items.split_whitespace().filter(|x| !x.starts_with("rflags="));
+            let flags = format!("rflags={:x}", flags & !open);
+            out.push(rest.fold("out".to_owned(), |all, x| all + " " + x) + " " + &flags);
+            continue;
+        }
+        let mut line = line.clone();
+        if matches!(i.mnemonic(), M::Fxsave | M::Fxsave64)
+            && let Some(("now", rest)) = line.split_once(' ')
+            && let Some((at, hex)) = rest.split_once('=')
+        {
+            let from = (MXCSR_MASK + OPERAND + 16).saturating_sub(u64::from_str_radix(at, 16)?) as usize * 2;
+            anyhow::ensure!(hex.len() >= from + 8, "{} stores no MXCSR_MASK", c.name);
+            line = format!("now {at}={}________{}", &hex[..from], &hex[from + 8..]);
+        }
+        out.push(line);
+    }
+    Ok(out)
+}
+
+/// Where FXSAVE stores which bits of MXCSR there are.
+const MXCSR_MASK: u64 = 28;
 
 /// The events in the handlers' log.
 fn events(side: &Side, out: &mut Vec<String>) {
