@@ -1,6 +1,6 @@
 //! Tiny guests that are handed from engine to engine while they run, at moments that nobody chose.
 
-use ringer_engine::Engine;
+use ringer_engine::{Engine, Probe};
 use ringer_guests::{ALL, End, Guest, PASSED};
 use ringer_vmm::{
     Control, ControlError, Machine, OnReset, Outcome, SerialSides, VmSpec, VmmError, choose, engines,
@@ -192,8 +192,15 @@ fn among_all_engines() {
     if !all.contains(&"kvm") {
         return;
     }
+    let emulated = matches!(choose("kvm").unwrap().engine.probe(), Probe::Slow(_));
     let (mut times, mut guests) = (0, 0);
     for (guest, seed) in ALL.iter().zip(201..) {
+        if guest.name == "timer" && emulated {
+            eprintln!(
+                "skipped timer: this host's KVM emulates ring 0, and a hand-over moves its TSC (docs/kvm.md)"
+            );
+            continue;
+        }
         if !passes_alone(guest, "kvm") {
             eprintln!("skipped {}: this host's KVM does not run it", guest.name);
             continue;

@@ -1,10 +1,13 @@
 //! What KVM can offer of a processor model, and the model's CPUID as KVM takes it.
 
+use crate::raw;
 use kvm_bindings::kvm_msr_entry;
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_cpuid_entry2};
 use kvm_ioctls::{Error, Kvm};
 use ringer_arch::cpu::{CpuModel, CpuidDynamic, Feature, FeatureSet, Word};
 use ringer_arch::msr;
+use ringer_arch::regs::{cr0, cr4, efer};
+use std::sync::OnceLock;
 
 /// What this engine does itself, around KVM: the local APIC, its timer, and MSRs that KVM passes on.
 const OWN: FeatureSet = FeatureSet::of(&[
@@ -32,7 +35,27 @@ pub fn offered(kvm: &Kvm) -> Result<FeatureSet, Error> {
             known.insert(*f);
         }
     }
+    if known.has(Feature::LA57) && !takes_la57(kvm, &entries)? {
+        known.remove(Feature::LA57);
+    }
     Ok(known.union(OWN).intersection(FeatureSet::software(&host)))
+}
+
+/// Whether a processor with the features in KVM's list can page with 5 levels. KVM lists LA57 for the processor's sake (Linux
+/// arch/x86/kvm/cpuid.c), whatever the host itself uses; one on paging-only virtualization (PVM) refuses CR4.LA57 nevertheless.
+fn takes_la57(kvm: &Kvm, listed: &CpuId) -> Result<bool, Error> {
+    static FOUND: OnceLock<bool> = OnceLock::new();
+    if let Some(takes) = FOUND.get() {
+        return Ok(*takes);
+    }
+    let vm = kvm.create_vm()?;
+    let vcpu = vm.create_vcpu(0)?;
+    vcpu.set_cpuid2(listed)?;
+    let mut s = raw::sregs2(&vcpu)?;
+    (s.cr0, s.cr4, s.efer) = (cr0::PG | cr0::PE | cr0::ET, cr4::PAE | cr4::LA57, efer::LMA | efer::LME);
+    (s.cs.l, s.cs.db) = (1, 0);
+    let taken = raw::set_sregs2(&vcpu, &s).is_ok() && raw::sregs2(&vcpu)?.cr4 & cr4::LA57 != 0;
+    Ok(*FOUND.get_or_init(|| taken))
 }
 
 /// What KVM's list answers; zeros where it has nothing.

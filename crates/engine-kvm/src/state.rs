@@ -10,7 +10,7 @@ use kvm_bindings::{
     kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::{Error, VcpuFd};
-use ringer_arch::regs::{cr0, cr4, efer, rflags, xcr0};
+use ringer_arch::regs::{cr0, cr4, dr, efer, rflags, xcr0};
 use ringer_arch::seg::{Attr, Segment, TableReg, sreg};
 use ringer_arch::state::{XSAVE_LEN, XSAVE_YMM_HI};
 use ringer_arch::{MpState, VcpuState};
@@ -205,6 +205,12 @@ pub fn load(fd: &VcpuFd, of: &InKvm, s: &VcpuState, cr8: u64, apic_base: u64) ->
     fd.set_vcpu_events(&e)
 }
 
+/// DR6 as a processor of the model has it. KVM on paging-only virtualization (PVM) lets the guest clear bit 16 where the host has RTM (Intel
+/// SDM vol. 3B §17.2.3), which no model has.
+fn dr6(v: u64) -> u64 {
+    v | dr::DR6_FIXED
+}
+
 /// The state that KVM holds, with no MSRs; `mask` is for [`from_xsave`].
 pub fn save(fd: &VcpuFd, of: &InKvm, mask: [u8; 4]) -> Result<VcpuState, Error> {
     let r = fd.get_regs()?;
@@ -240,7 +246,7 @@ pub fn save(fd: &VcpuFd, of: &InKvm, mask: [u8; 4]) -> Result<VcpuState, Error> 
         cr4: s.cr4,
         efer: s.efer,
         xcr0,
-        dr: [d.db[0], d.db[1], d.db[2], d.db[3], 0, 0, d.dr6, d.dr7],
+        dr: [d.db[0], d.db[1], d.db[2], d.db[3], 0, 0, dr6(d.dr6), d.dr7],
         xsave: from_xsave(&fd.get_xsave()?, mask),
         mp_state: MpState::Running,
         cpl: s.ss.dpl & 3,
@@ -295,6 +301,12 @@ mod tests {
         x.region[XSTATE_BV / 4] = xcr0::AVX as u32;
         let got = from_xsave(&x, mask);
         assert_eq!((got[0], got[24], got[160], got[XSAVE_YMM_HI]), (0x7f, 0xa0, 0, 6));
+    }
+
+    #[test]
+    fn dr6_has_its_fixed_bits() {
+        assert_eq!(dr6(0xfffe_0ff0), dr::DR6_FIXED);
+        assert_eq!(dr6(0xffff_4ff1), 0xffff_4ff1);
     }
 
     #[test]

@@ -76,6 +76,10 @@ pub const EXCEPTIONS: &[Exception] = &[
         "a breakpoint and a single step at once are both told",
         "the emulator does not look at data and I/O breakpoints",
     ),
+    emulated(
+        "DR6 and DR7 have fixed bits; their upper halves are #GP",
+        "it shows the guest the host's RTM, and with it DR6's bit 16 can be cleared",
+    ),
     emulated("I/O breakpoints with CR4.DE", "the emulator does not look at data and I/O breakpoints"),
     emulated("INT1 is #DB as a trap, without DR6", "the emulator has no INT1"),
     emulated(
