@@ -137,6 +137,12 @@ pub const HOST_INSTRUCTIONS: FeatureSet = FeatureSet::of(&[
     ZERO_FCS_FDS,
 ]);
 
+/// Vector instructions that compilers use by themselves for newer processors of Intel's than "Skylake" for clients.
+pub(super) const NEWER_VECTORS: FeatureSet = FeatureSet::of(&[AVX512F, AVX_VNNI, AVX_IFMA]);
+
+/// What compilers use by themselves for Intel's "Broadwell", and not for "Nehalem".
+pub(super) const BROADWELL: FeatureSet = PSABI_V3;
+
 /// What a feature is nothing without.
 const NEEDS: &[(Feature, Feature)] = &[
     (XSAVEOPT, XSAVE),

@@ -70,10 +70,19 @@ impl CpuModel {
         let (mut features, identity) = match base {
             "host" => {
                 let own = FeatureSet::from_cpuid(host).union(MACHINE).union(levels::customary(vendor));
-                (own.intersection(*supported), host_identity(vendor, host))
+                let features = own.intersection(*supported);
+                let lacks =
+                    FeatureSet::from_cpuid(host).intersection(levels::NEWER_VECTORS).difference(features);
+                (features, host_identity(vendor, host, features, !lacks.is_empty()))
             }
-            "x86-64-v2" => (level(FeatureSet::EMPTY), level_identity(vendor, base)),
-            "x86-64-v3" => (level(PSABI_V3.union(LEVEL_XSAVE)), level_identity(vendor, base)),
+            "x86-64-v2" => {
+                let features = level(FeatureSet::EMPTY);
+                (features, level_identity(vendor, base, features))
+            }
+            "x86-64-v3" => {
+                let features = level(PSABI_V3.union(LEVEL_XSAVE));
+                (features, level_identity(vendor, base, features))
+            }
             _ => return Err(CpuModelError::Unknown { name: base.to_owned() }),
         };
         features = features.difference(levels::foreign(vendor));
@@ -107,25 +116,39 @@ fn vendor_of(host: &dyn Fn(u32, u32) -> [u32; 4]) -> Vendor {
     if &id == Vendor::Amd.id() || &id == b"HygonGenuine" { Vendor::Amd } else { Vendor::Intel }
 }
 
-/// A level's processor: EPYC "Genoa" (family 0x19, model 0x11), Xeon "Sapphire Rapids" (family 6, model 0x8f). Guests
-/// choose the cheapest correct mitigations on these two, given the features that say which they need.
-fn level_identity(vendor: Vendor, level: &str) -> Identity {
+/// EPYC "Genoa" (family 0x19, model 0x11); of Intel's the newest server processor of which a model with `features` has all instructions:
+/// Xeon "Broadwell" (family 6, model 0x4f), else "Nehalem" (model 0x1a).
+///
+/// Programs whose compiler chose between versions of a function for processors by name (GCC's `target_clones("arch=...")`) believe
+/// the model number alone, and where it is that of a processor with AVX-512 they run AVX-512, whatever CPUID says of it. Guests
+/// choose the cheapest correct mitigations on all of these, given the features that say which they need.
+fn level_signature(vendor: Vendor, features: FeatureSet) -> u32 {
+    match vendor {
+        Vendor::Intel if levels::BROADWELL.difference(features).is_empty() => 0x0004_06f1,
+        Vendor::Intel => 0x0001_06a5,
+        Vendor::Amd => 0x00a1_0f11,
+    }
+}
+
+fn level_identity(vendor: Vendor, level: &str, features: FeatureSet) -> Identity {
     let text = format!("Ringer Virtual CPU ({level})");
     let mut brand = [0; 48];
     for (to, from) in brand.iter_mut().zip(text.bytes()) {
         *to = from;
     }
-    let signature = match vendor {
-        Vendor::Intel => 0x0008_06f8,
-        Vendor::Amd => 0x00a1_0f11,
-    };
-    Identity { vendor, signature, brand, phys_bits: LEVEL_PHYS_BITS }
+    Identity { vendor, signature: level_signature(vendor, features), brand, phys_bits: LEVEL_PHYS_BITS }
 }
 
-fn host_identity(vendor: Vendor, host: &dyn Fn(u32, u32) -> [u32; 4]) -> Identity {
-    let mut id = level_identity(vendor, "host");
+/// The host's identity; `lacks`: the host has instructions that programs would expect by its model number alone and the model has not.
+fn host_identity(
+    vendor: Vendor,
+    host: &dyn Fn(u32, u32) -> [u32; 4],
+    features: FeatureSet,
+    lacks: bool,
+) -> Identity {
+    let mut id = level_identity(vendor, "host", features);
     let extended = host(0x8000_0000, 0)[0];
-    if host(0, 0)[0] >= 1 {
+    if host(0, 0)[0] >= 1 && !(lacks && vendor == Vendor::Intel) {
         id.signature = host(1, 0)[0];
     }
     if extended >= 0x8000_0004 {

@@ -118,12 +118,35 @@ fn host_is_what_is_supported_of_the_host() {
             assert!(!m.has(f), "{}", f.name());
         }
         assert!(m.has(Feature::AES) && m.has(Feature::LA57) && m.has(Feature::HYPERVISOR));
-        assert_eq!(m.signature(), 0x00b0_0f21);
+        // Intel's: this host has AVX-512, the model has not.
+        assert_eq!(m.signature(), if v == Vendor::Intel { 0x0004_06f1 } else { 0x00b0_0f21 });
         assert_eq!((m.vendor(), m.max_phys_bits()), (v, 48));
         assert_eq!(m.leaf(0x8000_0003, 0), [0x2020_2041; 4]);
         assert_eq!(m.has(Feature::AUTOIBRS), v == Vendor::Amd);
         assert_eq!(m.has(Feature::RDCL_NO), v == Vendor::Intel);
     }
+}
+
+/// Programs with versions for processors by name run AVX-512 where the model number says so.
+#[test]
+fn an_intel_model_is_no_processor_with_more_vectors() {
+    let all = host(Vendor::Intel);
+    // Without AVX-512, AVX-VNNI and AVX-IFMA, as Skylake for clients.
+    let older = |l: u32, s: u32| {
+        let mut r = all(l, s);
+        match (l, s) {
+            (1, _) => r[0] = 0x0005_06e3,
+            (7, 0) => r[1] &= !(1 << 16),
+            (7, 1) => r[0] &= !(1 << 4 | 1 << 23),
+            _ => {}
+        }
+        r
+    };
+    let named = |name, h: &dyn Fn(u32, u32) -> [u32; 4]| {
+        CpuModel::named(name, h, &FeatureSet::software(h)).unwrap().signature()
+    };
+    assert_eq!((named("host", &all), named("host", &older)), (0x0004_06f1, 0x0005_06e3));
+    assert_eq!((named("x86-64-v3", &all), named("x86-64-v2", &all)), (0x0004_06f1, 0x0001_06a5));
 }
 
 #[test]
