@@ -6,6 +6,8 @@ use crate::encode::Bytes;
 use crate::layout::USER_CODE;
 use crate::record::{Input, Output};
 use iced_x86::{Instruction, Mnemonic as M, OpKind, Register};
+use ringer_arch::cpu::Vendor;
+use std::sync::LazyLock;
 
 const CF: u64 = 1;
 const PF: u64 = 4;
@@ -13,6 +15,7 @@ const AF: u64 = 16;
 const ZF: u64 = 64;
 const SF: u64 = 128;
 const OF: u64 = 2048;
+const AC: u64 = 1 << 18;
 
 /// Flags that are undefined after some instructions, with the source. Where the interpreter runs the instruction itself on the
 /// host, they are compared all the same.
@@ -126,6 +129,12 @@ pub fn avoid(insn: &Instruction, bytes: &Bytes, input: &Input) -> Option<&'stati
         );
     }
     let m = insn.mnemonic();
+    if intel() && loads_alignment_check(insn, input) {
+        return Some(
+            "IRET that sets AC while the stack is misaligned: Intel's processors raise #AC then, with the old flags, and the host's kernel \
+             takes that for a split lock (arch/x86/kernel/cpu/bus_lock.c, handle_user_split_lock) and goes back to it for ever",
+        );
+    }
     let rep = insn.has_rep_prefix() || insn.has_repne_prefix();
     if rep && matches!(m, M::Loope | M::Loopne) {
         return Some(
@@ -139,6 +148,13 @@ pub fn avoid(insn: &Instruction, bytes: &Bytes, input: &Input) -> Option<&'stati
     if elementwise(insn) && aim::address(insn, input, 0).is_some_and(across) {
         return Some(
             "which part of an operand across the canonical boundary is looked at first is the processor's choice",
+        );
+    }
+    let in_two_pages = |a: u64| a & 0xfff > 0x1000 - 10;
+    let stored = matches!(m, M::Fstp | M::Fbstp) && insn.memory_size().size() == 10;
+    if intel() && stored && aim::address(insn, input, 0).is_some_and(in_two_pages) {
+        return Some(
+            "whether the first part of a 10-byte operand is stored when the second faults is the processor's choice: Intel's do",
         );
     }
     let wraps = |a| aim::before_wrap(insn, input, a).is_some_and(|left| left < 64);
@@ -179,6 +195,30 @@ pub fn avoid(insn: &Instruction, bytes: &Bytes, input: &Input) -> Option<&'stati
         return Some("EDX:EAX must not ask for state components that the host has and the model has not");
     }
     None
+}
+
+/// Whether the host is Intel's.
+fn intel() -> bool {
+    static INTEL: LazyLock<bool> =
+        LazyLock::new(|| ringer_engine_soft::host_model().is_ok_and(|m| m.vendor() == Vendor::Intel));
+    *INTEL
+}
+
+/// Whether `insn` is an IRET from a misaligned stack that holds, or may hold, flags with AC.
+fn loads_alignment_check(insn: &Instruction, input: &Input) -> bool {
+    let size = match insn.mnemonic() {
+        M::Iret => 2,
+        M::Iretd => 4,
+        M::Iretq => 8,
+        _ => return false,
+    };
+    // Bits 23:16 of the flags, the third thing on the stack.
+    let at = input.gpr[4].wrapping_add(2 * size + 2);
+    let held = input.patch.iter().find_map(|p| {
+        let n = at.wrapping_sub(crate::layout::DATA + u64::from(p.off));
+        (n < u64::from(p.len)).then(|| p.data[n as usize])
+    });
+    size > 2 && input.gpr[4] & (size - 1) != 0 && held.is_none_or(|b| u64::from(b) << 16 & AC != 0)
 }
 
 /// How many prefixes there are.
@@ -241,8 +281,16 @@ pub fn fault_is_open(insn: &Instruction, e: &Output, n: &Output) -> bool {
     let m = insn.mnemonic();
     let memory = |v: u32| (11..=14).contains(&v) || v == 17;
     let compares = matches!(m, M::Cmpsb | M::Cmpsw | M::Cmpsd | M::Cmpsq) && insn.is_string_instruction();
+    // An element of the same page, where AMD's processors name the first byte.
+    let element = is_masked_move(m)
+        && (e.vector, n.vector) == (14, 14)
+        && e.cr2 & !0xfff == n.cr2 & !0xfff
+        && e.cr2.abs_diff(n.cr2) < 32;
+    // Intel's processors read the second bound after they have compared with the first.
+    let bound = m == M::Bound && n.vector == 5 && memory(e.vector);
     let parts = SEVERAL_PARTS.contains(&m) || compares && one_of_each_operand(insn, e, n);
-    parts && e.rip == n.rip && memory(e.vector) && memory(n.vector)
+    (element || bound) && e.rip == n.rip && (bound || e.code == n.code)
+        || parts && e.rip == n.rip && memory(e.vector) && memory(n.vector)
         || insn.is_invalid()
             && e.rip == n.rip
             && matches!((e.vector, n.vector), (6, 13) | (13, 6))

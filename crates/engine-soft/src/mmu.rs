@@ -691,7 +691,8 @@ impl Cpu {
 
     fn check_alignment(&mut self, lin: u64, size: u64) -> R<()> {
         if self.alignment_checked() && !lin.is_multiple_of(size) {
-            if !self.canonical(lin) || !self.canonical(lin.wrapping_add(size - 1)) {
+            let part = self.amd() && !self.canonical(lin.wrapping_add(size - 1));
+            if part || !self.canonical(lin) {
                 return Err(self.gp(0));
             }
             return Err(self.raise(Exception::coded(vector::AC, 0)));

@@ -111,7 +111,7 @@ impl Cpu {
         if self.is64() {
             let lin = if seg >= sreg::FS { s.base.wrapping_add(off) } else { off };
             if !self.canonical(lin) || !self.canonical(lin.wrapping_add(size.saturating_sub(1))) {
-                return Err(self.seg_fault(seg));
+                return Err(self.canonical_fault(seg, lin, size));
             }
             return Ok(lin);
         }
@@ -134,12 +134,24 @@ impl Cpu {
             let top = if s.attr.big() { 0xffff_ffff } else { 0xffff };
             off > limit && last <= top && off <= last
         } else {
-            last <= limit && off <= last
+            // What goes on at offset 0 behind the end of 4 GiB, Intel's processors let pass (SDM vol. 3A §6.3: may or may not fault).
+            off <= last && (last <= limit || limit == 0xffff_ffff && off <= limit && !self.amd())
         };
         if !inside {
             return Err(self.seg_fault(seg));
         }
         Ok(s.base.wrapping_add(off) & 0xffff_ffff)
+    }
+
+    /// The fault of `size` bytes at `lin` not all of which are at canonical addresses. Of #AC and this one Intel's processors raise #AC
+    /// if the first byte is at one (SDM vol. 3A table 6-2: the order is the processor's).
+    #[cold]
+    fn canonical_fault(&mut self, seg: usize, lin: u64, size: u64) -> crate::cpu::Fault {
+        let misaligned = size <= 8 && size.is_power_of_two() && lin & (size - 1) != 0;
+        if misaligned && self.alignment_checked() && self.canonical(lin) && !self.amd() {
+            return self.raise(Exception::coded(vector::AC, 0));
+        }
+        self.seg_fault(seg)
     }
 
     #[cold]

@@ -516,6 +516,12 @@ pub(super) fn call_absolute(cpu: &mut Cpu, at: Cursor<'_>, target: u64) {
         } else {
             cpu.regs[4] = sp;
         }
+    } else if cpu.exc == Some(ringer_arch::Exception::GP0) && !cpu.amd() {
+        // Intel's processors have stored the return address when they find that the target is no address.
+        let stored = cpu.store::<u64>(sp, back);
+        if stored.is_err() && cpu.exc == Some(ringer_arch::Exception::GP0) {
+            cpu.exc = Some(ringer_arch::Exception::SS0);
+        }
     }
 }
 

@@ -665,11 +665,17 @@ fn near(cpu: &mut Cpu, i: &Instruction) -> R<()> {
         _ => cpu.read_op(i, 0)?,
     };
     let back = cpu.next_rip;
-    cpu.branch_to(target)?;
-    if i.mnemonic() == M::Call {
-        cpu.push(stack_size(i), back)?;
+    if i.mnemonic() != M::Call {
+        return cpu.branch_to(target);
     }
-    Ok(())
+    if !cpu.amd() {
+        // Intel's processors have stored the return address when they find that the target is no address.
+        let sp = cpu.regs[4];
+        cpu.push(stack_size(i), back)?;
+        return cpu.branch_to(target).inspect_err(|_| cpu.regs[4] = sp);
+    }
+    cpu.branch_to(target)?;
+    cpu.push(stack_size(i), back)
 }
 
 fn count_branch(cpu: &mut Cpu, i: &Instruction) -> R<()> {

@@ -74,7 +74,11 @@ pub fn execute(cpu: &mut Cpu, i: &Instruction) -> R<()> {
     if !rep {
         return element(cpu, &op);
     }
+    if op.addr_bits == 32 && cpu.is64() && !cpu.amd() {
+        clear_upper_halves(cpu, op.kind);
+    }
     let until_zf = i.has_repne_prefix();
+    let flags = cpu.fl;
     let compares = matches!(op.kind, Kind::Scas | Kind::Cmps);
     let m = Cpu::width_mask(op.addr_bits);
     let mut budget = CHUNK;
@@ -89,7 +93,13 @@ pub fn execute(cpu: &mut Cpu, i: &Instruction) -> R<()> {
         }
         let done = match run(cpu, &op, count.min(budget)) {
             0 => {
-                element(cpu, &op)?;
+                if let Err(f) = element(cpu, &op) {
+                    // Intel's processors go back to the flags from before the instruction (SDM vol. 2B REP).
+                    if compares && !cpu.amd() {
+                        cpu.fl = flags;
+                    }
+                    return Err(f);
+                }
                 1
             }
             n => n,
@@ -105,6 +115,19 @@ pub fn execute(cpu: &mut Cpu, i: &Instruction) -> R<()> {
             cpu.next_rip = cpu.rip;
             return Ok(());
         }
+    }
+}
+
+/// Of the registers of a repeated instruction with 32-bit addresses Intel's processors clear these upper halves at the start, even
+/// if there is nothing to do or the first element faults (Linux arch/x86/kvm/emulate.c, string_registers_quirk).
+fn clear_upper_halves(cpu: &mut Cpu, kind: Kind) {
+    let registers: &[usize] = match kind {
+        Kind::Movs => &[1, 6, 7],
+        Kind::Stos => &[1, 7],
+        _ => &[1],
+    };
+    for r in registers {
+        cpu.regs[*r] &= 0xffff_ffff;
     }
 }
 

@@ -95,7 +95,7 @@ fn set_words(cpu: &mut Cpu, fcw: u16, fsw: u16, tags: u8) {
 }
 
 /// Changes the top of the stack without moving physical registers.
-fn turn(cpu: &mut Cpu, top: u16) {
+pub fn turn(cpu: &mut Cpu, top: u16) {
     let old = x87::fsw(cpu) >> 11 & 7;
     let by = usize::from(top.wrapping_sub(old) & 7);
     cpu.xsave.0[at::ST..at::ST + 128].rotate_left(16 * by);

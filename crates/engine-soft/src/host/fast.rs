@@ -190,7 +190,7 @@ fn store<const N: usize, const ALIGNED: bool>(cpu: &mut Cpu, i: &Instruction) ->
             if N == 32 { copy32(p, buf.as_ptr()) } else { copy16(p, buf.as_ptr()) }
         },
         _ => {
-            cpu.require_alignment(lin, super::AC_ALIGN)?;
+            super::check_alignment(cpu, lin, N)?;
             cpu.write_bytes(lin, &buf[..N])?;
         }
     }
@@ -200,7 +200,7 @@ fn store<const N: usize, const ALIGNED: bool>(cpu: &mut Cpu, i: &Instruction) ->
 #[cold]
 #[inline(never)]
 fn slow_read(cpu: &mut Cpu, lin: u64, buf: &mut [u8]) -> R<()> {
-    cpu.require_alignment(lin, super::AC_ALIGN)?;
+    super::check_alignment(cpu, lin, buf.len())?;
     cpu.read_bytes(lin, buf)
 }
 

@@ -7,6 +7,7 @@ use crate::cpu::{Cpu, Fault, R};
 use crate::mmu::Acc;
 use crate::operand::{address_size, mask, sext};
 use iced_x86::{Code, Instruction, Register};
+use ringer_arch::Exception;
 use ringer_arch::seg::sreg;
 use ringer_arch::state::XSAVE_YMM_HI;
 
@@ -94,7 +95,17 @@ fn part_lin(cpu: &mut Cpu, i: &Instruction, off: u64, at: usize, len: usize, acc
     // An operand may reach further than its address size.
     let wrap = if cpu.is64() { u64::MAX } else { 0xffff_ffff };
     let off = off.wrapping_add(at as u64) & wrap;
-    cpu.seg_lin(cpu.memory_seg(i), off, len as u64, acc)
+    element_lin(cpu, i, off, len as u64, acc)
+}
+
+/// [`Cpu::seg_lin`] of an element, whose alignment nobody checks: across the canonical boundary it is no #AC.
+fn element_lin(cpu: &mut Cpu, i: &Instruction, off: u64, len: u64, acc: Acc) -> R<u64> {
+    let seg = cpu.memory_seg(i);
+    cpu.seg_lin(seg, off, len, acc).inspect_err(|_| {
+        if cpu.exc.is_some_and(|e| e.vector == ringer_arch::exception::vector::AC) {
+            cpu.exc = Some(if seg == sreg::SS { Exception::SS0 } else { Exception::GP0 });
+        }
+    })
 }
 
 fn masked_store<const E: usize, const N: usize>(cpu: &mut Cpu, i: &Instruction) -> R<()> {
@@ -145,15 +156,22 @@ fn store_bytes(cpu: &mut Cpu, i: &Instruction, v: &[u8], m: &[u8]) -> R<()> {
         _ => Register::RDI,
     };
     let off = cpu.reg(rdi) & mask(rdi.size() as u32);
-    let wrap = if cpu.is64() { u64::MAX } else { 0xffff_ffff };
+    let wrap = match cpu.amd() {
+        false => mask(rdi.size() as u32),
+        true if cpu.is64() => u64::MAX,
+        true => 0xffff_ffff,
+    };
     let seg = if i.memory_segment() == Register::None { sreg::DS } else { cpu.memory_seg(i) };
+    // Intel's processors begin with the upper half.
+    let first = if cpu.amd() { 0 } else { m.len() - 8 };
     if cpu.alignment_checked() {
-        let lin = cpu.seg_lin(seg, off, 8, Acc::Write)?;
+        let lin = cpu.seg_lin(seg, off.wrapping_add(first as u64) & wrap, 8, Acc::Write)?;
         cpu.require_alignment(lin, 8)?;
     }
     let mut lins = [None; 16];
     // All bytes must be writable, selected or not: the manuals leave that to the implementation.
-    for (n, b) in m.iter().enumerate() {
+    for n in (first..m.len()).chain(0..first) {
+        let b = m[n];
         let part = off.wrapping_add(n as u64) & wrap;
         // In two halves, each within the segment or not accessed at all.
         let lin = cpu.seg_lin(seg, part, if n % 8 == 0 { 8 } else { 1 }, Acc::Write)?;
@@ -182,14 +200,29 @@ fn gather<const E: usize, const X: usize, const COUNT: usize>(cpu: &mut Cpu, i: 
     let m = vector(cpu, msk);
     let mut v = vector(cpu, dst);
     let mut left = m;
+    let mut loaded = false;
+    if !cpu.amd() {
+        // What a fault leaves of the mask is all ones or zeros (SDM vol. 2C VPGATHERDD), over the whole vector length.
+        let len = if index.is_ymm() || msk.is_ymm() { 32 } else { 16 };
+        left = [0; 32];
+        for n in (0..len / E).filter(|n| selected::<E>(&m, *n)) {
+            left[n * E..(n + 1) * E].fill(0xff);
+        }
+    }
     for n in 0..COUNT {
         if !selected::<E>(&m, n) {
             left[n * E..(n + 1) * E].fill(0);
             continue;
         }
         match gather_one(cpu, i, sext(element::<X>(&indexes, n), X as u32), E as u32) {
-            Ok(value) => v[n * E..(n + 1) * E].copy_from_slice(&value.to_le_bytes()[..E]),
+            Ok(value) => {
+                v[n * E..(n + 1) * E].copy_from_slice(&value.to_le_bytes()[..E]);
+                loaded = true;
+            }
             Err(Fault) => {
+                if !cpu.amd() && loaded && !index.is_ymm() && !msk.is_ymm() {
+                    v[16..].fill(0);
+                }
                 set_vector(cpu, dst, &v);
                 set_vector(cpu, msk, &left);
                 return Err(Fault);
@@ -206,7 +239,7 @@ fn gather<const E: usize, const X: usize, const COUNT: usize>(cpu: &mut Cpu, i: 
 fn gather_one(cpu: &mut Cpu, i: &Instruction, index: u64, size: u32) -> R<u64> {
     let off = cpu.ea(i).wrapping_add(index.wrapping_mul(u64::from(i.memory_index_scale())));
     let off = off & mask(address_size(i));
-    let lin = cpu.seg_lin(cpu.memory_seg(i), off, u64::from(size), Acc::Read)?;
+    let lin = element_lin(cpu, i, off, u64::from(size), Acc::Read)?;
     let mut b = [0; 8];
     cpu.read_bytes(lin, &mut b[..size as usize])?;
     Ok(u64::from_le_bytes(b))

@@ -25,7 +25,9 @@ use crate::mmu::Acc;
 use crate::operand::{address_size, mask};
 use class::{Align, Gate};
 use code::{CodeArea, StubAddr};
-use iced_x86::{Code, Instruction, InstructionInfoFactory, InstructionInfoOptions, OpAccess, OpKind};
+use iced_x86::{
+    Code, Instruction, InstructionInfoFactory, InstructionInfoOptions, Mnemonic, OpAccess, OpKind,
+};
 use ringer_arch::Exception;
 use ringer_arch::cpu::Feature;
 use ringer_arch::exception::vector;
@@ -75,6 +77,10 @@ struct Entry {
     size: u8,
     flags: bool,
     fx: bool,
+    /// Converts 16-bit floats: without alignment checks on Intel's processors (SDM vol. 2A table 2-29, type 11).
+    float16: bool,
+    /// Runs by [`store_late`].
+    late: bool,
     pointers: x87::Pointers,
 }
 
@@ -316,14 +322,17 @@ fn make(cpu: &mut Cpu, i: &Instruction) -> Entry {
     let i = &bit_scan(cpu, i);
     let gate = class::gate(cpu, i);
     let undefined: Special = |cpu, _| Err(cpu.ud());
+    let mem = memory_use(i);
     let mut e = Entry {
         action: Action::Software(undefined),
         gate,
         align: class::alignment(cpu, i),
-        mem: memory_use(i),
+        mem,
         size: i.memory_size().size().min(64) as u8,
         flags: false,
         fx: false,
+        float16: matches!(i.mnemonic(), Mnemonic::Vcvtps2ph | Mnemonic::Vcvtph2ps),
+        late: is_late(cpu, i, mem),
         pointers: x87::pointers(i),
     };
     if gate == Gate::Undefined {
@@ -393,7 +402,17 @@ struct Operand {
 }
 
 fn run_stub(cpu: &mut Cpu, op: &HostOp, i: &Instruction, e: &Entry, addr: StubAddr) -> R<()> {
-    let m = if e.mem == Mem::None { Operand { lin: 0, direct: None } } else { operand(cpu, i, e)? };
+    if e.late && (!e.fx || x87::unmasked(cpu)) {
+        return store_late(cpu, op, i, e, addr);
+    }
+    let m = match e.mem {
+        Mem::None => Operand { lin: 0, direct: None },
+        // On Intel's processors the top of the stack is 0 already when the store faults.
+        Mem::Write if e.gate == Gate::Mmx && !cpu.amd() => {
+            operand(cpu, i, e).inspect_err(|_| envs::turn(cpu, 0))?
+        }
+        _ => operand(cpu, i, e)?,
+    };
     if e.flags {
         cpu.host.area.ctx.fl = u32::from(cpu.fl);
     }
@@ -417,6 +436,52 @@ fn run_stub(cpu: &mut Cpu, op: &HostOp, i: &Instruction, e: &Entry, addr: StubAd
         cpu.write_bytes(m.lin, &b.0[..usize::from(e.size)])?;
     }
     Ok(())
+}
+
+/// Runs a store whose memory Intel's processors look at last: an unmasked exception of the conversion comes before the memory's faults, and
+/// MXCSR has its flags even if the store faults.
+#[cold]
+#[inline(never)]
+fn store_late(cpu: &mut Cpu, op: &HostOp, i: &Instruction, e: &Entry, addr: StubAddr) -> R<()> {
+    /// The exceptions with which an x87 instruction stores nothing: all but #P.
+    const NOTHING_STORED: u16 = 0x1f;
+    let x87_before = e.fx.then(|| (x87::save(cpu), cpu.xsave.clone()));
+    let fault = call(cpu, addr, None);
+    if fault != 0 {
+        mark_written(cpu, i, e);
+        return Err(host_fault(cpu, fault, e.fx));
+    }
+    let result = cpu.host.area.ctx.bounce.0;
+    let Some((pointers, state)) = x87_before else {
+        let m = operand(cpu, i, e)?;
+        return cpu.write_bytes(m.lin, &result[..usize::from(e.size)]);
+    };
+    if x87::fsw(cpu) & !x87::fcw(cpu) & NOTHING_STORED == 0 {
+        let stored = operand(cpu, i, e).and_then(|m| cpu.write_bytes(m.lin, &result[..usize::from(e.size)]));
+        if let Err(f) = stored {
+            // In place: translated code knows where it is.
+            cpu.xsave.0.copy_from_slice(&state.0);
+            return Err(f);
+        }
+    } else {
+        mark_written(cpu, i, e);
+    }
+    x87::set_pointers(cpu, i, e.pointers, op.fop.get(), pointers);
+    Ok(())
+}
+
+/// Sets the dirty bits of an operand that is not written after all, as translated code does, which looks for the page first.
+fn mark_written(cpu: &mut Cpu, i: &Instruction, e: &Entry) {
+    let (exc, cr2) = (cpu.exc, cpu.cr2);
+    let _may_fault = operand(cpu, i, e);
+    (cpu.exc, cpu.cr2) = (exc, cr2);
+}
+
+/// Whether an instruction with this use of memory is one for [`store_late`].
+fn is_late(cpu: &Cpu, i: &Instruction, mem: Mem) -> bool {
+    let float16 = i.mnemonic() == Mnemonic::Vcvtps2ph;
+    let x87 = x87::pointers(i) == x87::Pointers::Set;
+    !cpu.amd() && mem == Mem::Write && (float16 || x87)
 }
 
 /// Runs a stub. `mem` is the host address of its memory operand, or `None` for the bounce buffer.
@@ -443,6 +508,16 @@ fn operand(cpu: &mut Cpu, i: &Instruction, e: &Entry) -> R<Operand> {
     operand_slowly(cpu, e, lin, aligned)
 }
 
+/// The alignment check of an operand of `size` bytes. Intel's processors have it for 8 bytes and less (SDM vol. 2A table 2-19, type 2, and the
+/// others).
+fn check_alignment(cpu: &mut Cpu, lin: u64, size: usize) -> R<()> {
+    let align = 1 << size.max(1).ilog2();
+    if align > 8 && !cpu.amd() {
+        return Ok(());
+    }
+    cpu.require_alignment(lin, align.min(AC_ALIGN))
+}
+
 #[cold]
 #[inline(never)]
 fn operand_slowly(cpu: &mut Cpu, e: &Entry, lin: u64, aligned: bool) -> R<Operand> {
@@ -451,7 +526,9 @@ fn operand_slowly(cpu: &mut Cpu, e: &Entry, lin: u64, aligned: bool) -> R<Operan
         return Err(cpu.gp(0));
     }
     let size = usize::from(e.size);
-    cpu.require_alignment(lin, (1 << e.size.max(1).ilog2()).min(AC_ALIGN))?;
+    if !e.float16 || cpu.amd() {
+        check_alignment(cpu, lin, size)?;
+    }
     if e.mem != Mem::Read {
         cpu.probe_write(lin, size as u64)?;
     }

@@ -3,6 +3,7 @@
 mod random;
 mod state;
 mod vectors;
+mod vendors;
 
 use super::{execute, x87};
 use crate::cpu::{Cpu, R};
@@ -59,7 +60,11 @@ const RAM: u64 = 1 << 20;
 const CODE: u64 = 0x1000;
 
 fn cpu() -> Cpu {
-    let model = Arc::new(crate::host_model().unwrap());
+    cpu_of(crate::host_model().unwrap())
+}
+
+fn cpu_of(model: ringer_arch::cpu::CpuModel) -> Cpu {
+    let model = Arc::new(model);
     let memory = GuestMemory::new(RAM).unwrap();
     let params = VmParams {
         memory,

@@ -114,7 +114,8 @@ fn load_x87(cpu: &mut Cpu, b: &[u8; 160], wide: bool) {
     if wide {
         let unused = 64 - cpu.model.max_linear_bits().clamp(48, 57);
         let canonical = |v: u64| ((v << unused) as i64 >> unused) as u64;
-        (fip, fdp) = (canonical(fip), canonical(fdp));
+        // Intel's processors keep all bits of FDP.
+        (fip, fdp) = (canonical(fip), if cpu.amd() { canonical(fdp) } else { fdp });
     } else {
         cpu.host.selectors = Selectors { cs: word(12), ds: word(20) };
         (fip, fdp) = (fip & 0xffff_ffff, fdp & 0xffff_ffff);

@@ -194,6 +194,19 @@ impl Stack {
         Ok(v)
     }
 
+    /// Pops a selector of `size` bytes. Intel's processors read no more than 16 bits of them.
+    ///
+    /// # Errors
+    /// As [`Stack::pop`].
+    pub fn pop_selector(&mut self, cpu: &mut Cpu, size: u32) -> R<u16> {
+        if cpu.amd() {
+            return Ok(self.pop(cpu, size)? as u16);
+        }
+        let v = self.pop(cpu, 2)?;
+        self.skip(u64::from(size) - 2);
+        Ok(v as u16)
+    }
+
     /// Moves the stack pointer up by `n`.
     pub fn skip(&mut self, n: u64) {
         self.sp = self.moved(n);

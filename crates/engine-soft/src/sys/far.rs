@@ -86,9 +86,10 @@ pub(super) fn jump(cpu: &mut Cpu, i: &Instruction) -> R<()> {
     match d.system() {
         None => {
             let cs = direct_cs(cpu, &d)?;
-            check_target(cpu, &cs, t.offset)?;
+            let ip = offset_in(cpu, &cs, t.offset);
+            check_target(cpu, &cs, ip)?;
             desc::set_accessed(cpu, &d)?;
-            set_cs(cpu, cs, cpu.cpl, t.offset);
+            set_cs(cpu, cs, cpu.cpl, ip);
             Ok(())
         }
         Some(typ::CALL16 | typ::CALL32) => {
@@ -125,11 +126,17 @@ pub(super) fn call(cpu: &mut Cpu, i: &Instruction) -> R<()> {
     match d.system() {
         None => {
             let cs = direct_cs(cpu, &d)?;
-            call_same(cpu, &d, cs, t.offset, t.size)
+            let ip = offset_in(cpu, &cs, t.offset);
+            call_same(cpu, &d, cs, ip, t.size)
         }
         Some(typ::CALL16 | typ::CALL32) => call_gate(cpu, &d),
         Some(_) => task::far_transfer(cpu, &d, true),
     }
+}
+
+/// A far pointer's offset in `cs`: of 64 bits 32-bit code takes the lower 32 (Intel SDM vol. 2A JMP; AMD's processors have no such pointers).
+fn offset_in(cpu: &Cpu, cs: &Segment, offset: u64) -> u64 {
+    if is_long_code(cpu, cs) { offset } else { offset & 0xffff_ffff }
 }
 
 fn far_descriptor(cpu: &mut Cpu, selector: u16) -> R<Descriptor> {
@@ -288,7 +295,7 @@ pub(super) fn ret(cpu: &mut Cpu, i: &Instruction) -> R<()> {
     let extra = if i.op_count() > 0 { u64::from(i.immediate16()) } else { 0 };
     let mut s = Stack::current(cpu, 0);
     let ip = s.pop(cpu, size)?;
-    let selector = s.pop(cpu, size)? as u16;
+    let selector = s.pop_selector(cpu, size)?;
     if !cpu.protected() {
         if ip > u64::from(cpu.seg[sreg::CS].limit) {
             return Err(cpu.gp(0));
@@ -306,7 +313,7 @@ pub(super) fn ret(cpu: &mut Cpu, i: &Instruction) -> R<()> {
         return Ok(());
     }
     let sp = s.pop(cpu, size)?;
-    let ss = s.pop(cpu, size)? as u16;
+    let ss = s.pop_selector(cpu, size)?;
     let mut outer = return_stack(cpu, &cs, ss, sp)?;
     // The parameters are on the outer stack, too.
     outer.skip(extra);

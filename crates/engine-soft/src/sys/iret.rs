@@ -38,7 +38,7 @@ pub(super) fn iret(cpu: &mut Cpu, i: &Instruction) -> R<()> {
 fn pop_real(cpu: &mut Cpu, size: u32) -> R<(Stack, u64, u16, u64)> {
     let mut s = Stack::current(cpu, 0);
     let ip = s.pop(cpu, size)?;
-    let cs = s.pop(cpu, size)? as u16;
+    let cs = s.pop_selector(cpu, size)?;
     let f = s.pop(cpu, size)?;
     if ip > u64::from(cpu.seg[sreg::CS].limit) {
         return Err(cpu.gp(0));
@@ -91,14 +91,15 @@ fn from_v86(cpu: &mut Cpu, size: u32) -> R<()> {
 fn protected(cpu: &mut Cpu, size: u32) -> R<()> {
     let mut s = Stack::current(cpu, 0);
     let ip = s.pop(cpu, size)?;
-    let selector = s.pop(cpu, size)? as u16;
+    let selector = s.pop_selector(cpu, size)?;
     let f = s.pop(cpu, size)?;
     if size == 4 && f & rflags::VM != 0 && cpu.cpl == 0 && !cpu.long_active() {
         return v86::enter(cpu, s, ip, selector, f);
     }
     // 64-bit code pops SS:RSP whichever ring it returns to, and before anything is checked.
-    let stack =
-        |s: &mut Stack, cpu: &mut Cpu| -> R<(u64, u16)> { Ok((s.pop(cpu, size)?, s.pop(cpu, size)? as u16)) };
+    let stack = |s: &mut Stack, cpu: &mut Cpu| -> R<(u64, u16)> {
+        Ok((s.pop(cpu, size)?, s.pop_selector(cpu, size)?))
+    };
     let early = if cpu.is64() { Some(stack(&mut s, cpu)?) } else { None };
     let cs = return_cs(cpu, selector)?;
     check_target(cpu, &cs, ip)?;

@@ -63,14 +63,27 @@ fn stack_size(code: Code) -> u32 {
 
 pub(super) fn push_sreg(cpu: &mut Cpu, i: &Instruction) -> R<()> {
     let v = cpu.seg[sreg_index(i.op0_register())].selector;
-    cpu.push(stack_size(i.code()), u64::from(v))
+    let size = stack_size(i.code());
+    if size != 4 || cpu.amd() {
+        return cpu.push(size, u64::from(v));
+    }
+    // Intel's processors write 16 bits of the 32 (SDM vol. 2B PUSH).
+    let bits = cpu.stack_bits();
+    let sp = cpu.regs[4].wrapping_sub(4) & Cpu::width_mask(bits);
+    let lin = cpu.seg_lin(sreg::SS, sp, 2, Acc::Write)?;
+    cpu.store(lin, v)?;
+    cpu.set_gpr_bits(4, bits, sp);
+    Ok(())
 }
 
 pub(super) fn pop_sreg(cpu: &mut Cpu, i: &Instruction) -> R<()> {
     let index = sreg_index(i.op0_register());
     let old = cpu.regs[4];
     // The width of the stack pointer is that of the old SS.
-    let selector = cpu.pop(stack_size(i.code()))? as u16;
+    let size = stack_size(i.code());
+    // Intel's processors read no more than the selector.
+    let selector = cpu.peek(if cpu.amd() { size } else { 2 }, 0)? as u16;
+    cpu.add_sp(u64::from(size));
     if let Err(f) = segment::load(cpu, index, selector) {
         cpu.regs[4] = old;
         return Err(f);
@@ -131,7 +144,9 @@ pub(super) fn fs_gs_base(cpu: &mut Cpu, i: &Instruction) -> R<()> {
         return Ok(());
     }
     let v = cpu.reg(r);
-    if !cpu.canonical_base(v) {
+    // Intel's processors go by the address width in use, AMD's by the widest they have.
+    let fits = if cpu.amd() { cpu.canonical_base(v) } else { cpu.canonical(v) };
+    if !fits {
         return Err(cpu.gp(0));
     }
     set_base(cpu, index, v);

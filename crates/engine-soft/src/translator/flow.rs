@@ -187,7 +187,7 @@ impl Emit<'_> {
         }
         if call {
             if self.wide() {
-                // A target that is not canonical faults before anything is pushed. With 57 bits of address this sends too many
+                // A target that is not canonical faults before anything is pushed, or before the stack pointer moves. With 57 bits of address this sends too many
                 // to the interpreter, which does no harm.
                 self.a.mov(R10, R11);
                 self.a.shr(R10, 47);
