@@ -275,7 +275,7 @@ fn a_kick_gets_the_processor_out_of_a_loop() {
     let Some(mut g) = Guest::new() else { return };
     // l: inc rcx; jmp l
     g.start(b"\x48\xff\xc1\xeb\xfb");
-    let mut last = 0;
+    let (mut last, mut ran) = (0, 0);
     let mut worst = Duration::ZERO;
     for _ in 0..50 {
         let stop = g.stop.clone();
@@ -290,9 +290,13 @@ fn a_kick_gets_the_processor_out_of_a_loop() {
         worst = worst.max(raised.lock().unwrap().expect("it stops for the kick only").elapsed());
         other.join().unwrap();
         let s = g.vcpu.state();
-        assert!(s.gpr[gpr::RCX] > last && (s.rip == CODE || s.rip == CODE + 3), "{:#x}", s.rip);
-        last = s.gpr[gpr::RCX];
+        let rcx = s.gpr[gpr::RCX];
+        assert!(rcx >= last && (s.rip == CODE || s.rip == CODE + 3), "{last:#x} {rcx:#x} {:#x}", s.rip);
+        // On a busy host a kick may come before the processor does.
+        ran += u32::from(rcx > last);
+        last = rcx;
     }
+    assert!(ran >= 10, "{ran}");
     println!("the longest way from the request to the end of the run: {worst:?}");
     assert!(worst < Duration::from_secs(5));
 }
