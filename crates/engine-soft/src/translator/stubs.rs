@@ -1,7 +1,7 @@
 //! The code around translated code: the way in, the ways out, and the second try of a site that missed.
 
 use super::asm::reg::{R8, R9, R10, R11, R12, R13, R14, R15, RAX, RBP, RBX, RCX, RDI, RDX, RSI, RSP};
-use super::asm::{Asm, at, cc, ctx};
+use super::asm::{Asm, Patch, at, cc, ctx};
 use super::ctx::{exit, off};
 use super::places;
 use crate::mmu::Entry;
@@ -221,6 +221,18 @@ fn vex128(a: &mut Asm, op: u8, n: u8) {
     a.raw(&[1]);
 }
 
+/// The soft TLB's entry for the guest address in R10 to RAX, and its offset in the page to RCX; the jump that leaves if the tag at `tag` is another's.
+fn probe(a: &mut Asm, tag: i32) -> Patch {
+    a.mov(RAX, R10);
+    a.shr(RAX, 7);
+    a.and_imm32(RAX, ((crate::mmu::ENTRIES - 1) * size_of::<Entry>()) as i32);
+    a.add(RAX, ctx(off::TABLE));
+    a.mov(RCX, R10);
+    a.sub(RCX, at(RAX, tag));
+    a.cmp_imm(RCX, 4095);
+    a.jcc(cc::A)
+}
+
 /// Jumped to by a site that missed: what is left of the guest address in R10, the site in R11. Looks the address up in the soft TLB,
 /// fills the site, and goes on behind its check with the host address in R10, or leaves by `out` with the guest's.
 fn miss(a: &mut Asm, write: bool, out: u64) {
@@ -230,14 +242,7 @@ fn miss(a: &mut Asm, write: bool, out: u64) {
     a.add(R10, site(offset_of!(Site, tag)));
     a.store(tmp(0), RAX);
     a.store(tmp(1), RCX);
-    a.mov(RAX, R10);
-    a.shr(RAX, 7);
-    a.and_imm32(RAX, ((crate::mmu::ENTRIES - 1) * size_of::<Entry>()) as i32);
-    a.add(RAX, ctx(off::TABLE));
-    a.mov(RCX, R10);
-    a.sub(RCX, at(RAX, tag));
-    a.cmp_imm(RCX, 4095);
-    let other = a.jcc(cc::A);
+    let other = probe(a, tag);
     // The limit is 16 bits; RCX is below 4096.
     a.raw(&[0x66]);
     a.cmp32(RCX, site(offset_of!(Site, limit)));
@@ -308,14 +313,7 @@ fn miss_stack(a: &mut Asm, supervisor: bool, write: bool, out: u64) {
     a.add(R10, ctx(site + site_tag));
     a.store(tmp(0), RAX);
     a.store(tmp(1), RCX);
-    a.mov(RAX, R10);
-    a.shr(RAX, 7);
-    a.and_imm32(RAX, ((crate::mmu::ENTRIES - 1) * size_of::<Entry>()) as i32);
-    a.add(RAX, ctx(off::TABLE));
-    a.mov(RCX, R10);
-    a.sub(RCX, at(RAX, tag));
-    a.cmp_imm(RCX, 4095);
-    let other = a.jcc(cc::A);
+    let other = probe(a, tag);
     // Its bytes are 16 bits, far below what they and RCX could overflow: add cx, [r11+2]
     a.raw(&[0x66, 0x41, 0x03, 0x4b, 0x02]);
     a.cmp_imm32(RCX, 4096);
