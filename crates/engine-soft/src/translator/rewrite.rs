@@ -6,11 +6,14 @@ const ADDRESS_SIZE: u8 = 0x67;
 const SEGMENTS: [u8; 6] = [0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65];
 const KEPT: [u8; 4] = [0x66, 0xf0, 0xf2, 0xf3];
 
+/// Bytes of the longest instruction: processors take none longer.
+const LONGEST: usize = 15;
+
 /// Appends to `out` the instruction of 64-bit code in `bytes`, with `[r10+disp]` for its memory operand. None for what is encoded otherwise
-/// than by opcode and ModRM: VEX, XOP, and MOV with a whole address.
+/// than by opcode and ModRM: VEX, XOP, and MOV with a whole address; and where a prefix that it has many times leaves no room for REX.
 pub fn retarget(bytes: &[u8], disp: i32, out: &mut Vec<u8>) -> Option<()> {
     let start = out.len();
-    let done = write(bytes, disp, out);
+    let done = write(bytes, disp, out).filter(|()| out.len() - start <= LONGEST);
     if done.is_none() {
         out.truncate(start);
     }
@@ -171,5 +174,17 @@ mod tests {
             assert_eq!(retarget(bytes, 4, &mut out), None, "{bytes:x?}");
             assert_eq!(out, [1, 2]);
         }
+    }
+
+    #[test]
+    fn none_becomes_too_long() {
+        // lock add [rdx], al, with the prefix often
+        let long = [&[0xf0; 13][..], &[0x00, 0x02]].concat();
+        let mut out = vec![0x90];
+        assert_eq!(retarget(&long[1..], 0, &mut out), Some(()));
+        assert_eq!(out.len(), 1 + LONGEST);
+        out.truncate(1);
+        assert_eq!(retarget(&long, 0, &mut out), None);
+        assert_eq!(out, [0x90]);
     }
 }

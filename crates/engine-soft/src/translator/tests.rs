@@ -59,6 +59,19 @@ fn flags_outlive_a_push_that_is_interpreted() {
     assert_eq!(t.state().gpr[1], 5);
 }
 
+/// An instruction of 15 bytes that needs one more where it is translated goes out without the prefixes that it has twice.
+#[test]
+fn the_longest_instructions_run() {
+    let mut cpu = testing::long(Vendor::Intel);
+    (cpu.regs[0], cpu.regs[2]) = (5, 0x9800);
+    let memory = cpu.mmu.memory().clone();
+    memory.store(0x9800, 2u8).unwrap();
+    // lock add [rdx], al; hlt
+    let code = [&[0xf0; 13][..], &[0x00, 0x02, 0xf4]].concat();
+    run(cpu, &code, 2, 1 << 20);
+    assert_eq!(memory.load::<u8>(0x9800).unwrap(), 7);
+}
+
 /// A code segment cannot be written through.
 #[test]
 fn writes_through_cs_fault() {
