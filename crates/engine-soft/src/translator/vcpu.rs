@@ -246,6 +246,8 @@ impl Translator {
         let generation = self.interp.cpu.mmu.code_generation(user);
         if !self.store.enter(generation, gpa, vpage) {
             self.interp.cpu.mmu.renew_code_generation();
+            // What would be linked was entered under the old one, perhaps at the same page.
+            self.pending = None;
             let generation = self.interp.cpu.mmu.code_generation(user);
             let _first = self.store.enter(generation, gpa, vpage);
         }
