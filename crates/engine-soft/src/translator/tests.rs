@@ -215,3 +215,20 @@ fn old_links_and_jumps_hold_in_a_new_generation() {
     assert_eq!(t.stats().instructions, 1 + ROUNDS * 12 + 1);
     assert!((ROUNDS..ROUNDS + 30).contains(&exits[0]) && exits[1] < 10, "{exits:?}");
 }
+
+/// A page of code that is mapped at the next page too goes on there, and then at what comes behind that.
+#[test]
+fn code_mapped_at_successive_pages_ends_behind_the_last() {
+    let cpu = testing::long(Vendor::Intel);
+    let (directory, table, end) = (0xa000, 0xb000, CODE + 0x3000);
+    // What lies below 2 MiB is where it was, by small pages.
+    testing::put(&cpu, 0x9000, directory | 7);
+    testing::put(&cpu, directory, table | 7);
+    for n in 0..512 {
+        let gpa = if (0x11..0x13).contains(&n) { CODE } else { n << 12 };
+        testing::put(&cpu, table + n * 8, gpa | 7);
+    }
+    cpu.mmu.memory().store(end, 0xf4u8).unwrap();
+    let t = run(cpu, &[0x90; 4096], 3 * 4096 + 1, 1 << 20);
+    assert_eq!((t.state().rip, t.state().mp_state), (end + 1, ringer_arch::MpState::Halted));
+}
