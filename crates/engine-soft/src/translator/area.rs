@@ -9,6 +9,10 @@ use std::{io, ptr};
 
 /// Areas that may be alive at once in one process.
 const MAX_AREAS: usize = 4096;
+/// Bytes of the host's large pages.
+pub const LARGE: usize = 2 << 20;
+/// Asks for memory to be put in large pages now (Linux 6.1, `madvise(2)`), which shared memory is not by itself on most hosts.
+const MADV_COLLAPSE: libc::c_int = 25;
 /// Executable base, its length and the exit for faults of each live area, for the signal handler.
 static AREAS: [[AtomicUsize; 3]; MAX_AREAS] =
     [const { [AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0)] }; MAX_AREAS];
@@ -25,6 +29,9 @@ pub struct Area {
     /// Stands in for what an empty site maps.
     nothing: *mut u8,
     slot: usize,
+    /// Bytes of code that lie in large pages, from the start on; none follow where the host has refused one.
+    large: usize,
+    refused: bool,
 }
 
 // SAFETY: the mappings belong to this value alone and have no thread affinity.
@@ -50,35 +57,30 @@ impl Area {
         if unsafe { libc::ftruncate(fd.as_raw_fd(), code_len as libc::off_t) } != 0 {
             return Err(io::Error::last_os_error());
         }
-        let anonymous = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
         let rw = libc::PROT_READ | libc::PROT_WRITE;
         let whole = code_len + data_len + page;
-        // SAFETY: fresh mappings at addresses of the kernel's choice, then one over part of our own reservation.
-        let (write, exec) = unsafe {
-            let write = libc::mmap(ptr::null_mut(), code_len, rw, libc::MAP_SHARED, fd.as_raw_fd(), 0);
-            if write == libc::MAP_FAILED {
-                return Err(io::Error::last_os_error());
-            }
-            let exec = libc::mmap(ptr::null_mut(), whole, rw, anonymous, -1, 0);
-            if exec == libc::MAP_FAILED {
-                let e = io::Error::last_os_error();
-                libc::munmap(write, code_len);
-                return Err(e);
-            }
-            let flags = libc::MAP_SHARED | libc::MAP_FIXED;
-            let rx = libc::PROT_READ | libc::PROT_EXEC;
-            if libc::mmap(exec, code_len, rx, flags, fd.as_raw_fd(), 0) == libc::MAP_FAILED {
-                let e = io::Error::last_os_error();
-                libc::munmap(write, code_len);
-                libc::munmap(exec, whole);
-                return Err(e);
-            }
-            libc::madvise(exec, whole, libc::MADV_DONTDUMP);
-            (write.cast::<u8>(), exec.cast::<u8>())
+        let flags = libc::MAP_SHARED | libc::MAP_FIXED;
+        let rx = libc::PROT_READ | libc::PROT_EXEC;
+        let write = reserve(code_len)?;
+        let exec = reserve(whole).inspect_err(|_| unmap(write, code_len))?;
+        // SAFETY: new mappings over our own reservations.
+        let mapped = unsafe {
+            libc::mmap(write.cast(), code_len, rw, flags, fd.as_raw_fd(), 0) != libc::MAP_FAILED
+                && libc::mmap(exec.cast(), code_len, rx, flags, fd.as_raw_fd(), 0) != libc::MAP_FAILED
         };
+        if !mapped {
+            let e = io::Error::last_os_error();
+            unmap(write, code_len);
+            unmap(exec, whole);
+            return Err(e);
+        }
+        // SAFETY: advice about our own mapping.
+        unsafe { libc::madvise(exec.cast(), whole, libc::MADV_DONTDUMP) };
         // SAFETY: within the reservation.
         let (data, nothing) = unsafe { (exec.add(code_len), exec.add(code_len + data_len)) };
-        let mut area = Area { write, exec, code_len, data, data_len, nothing, slot: usize::MAX };
+        let slot = usize::MAX;
+        let mut area =
+            Area { write, exec, code_len, data, data_len, nothing, slot, large: 0, refused: false };
         area.slot = (0..MAX_AREAS)
             .find(|&i| AREAS[i][1].compare_exchange(0, code_len, Ordering::SeqCst, Ordering::SeqCst).is_ok())
             .ok_or_else(|| io::Error::other("too many processors in one process"))?;
@@ -90,6 +92,27 @@ impl Area {
     pub fn divert_faults(&self, exit: u64) {
         AREAS[self.slot][2].store(exit as usize, Ordering::SeqCst);
         AREAS[self.slot][0].store(self.exec as usize, Ordering::SeqCst);
+    }
+
+    /// Puts the memory of the first `used` bytes of code in large pages, with what follows in the last of them, where the host does that: translated code
+    /// is large, and its parts are far apart.
+    pub fn enlarge(&mut self, used: usize) {
+        while used > self.large && self.large + LARGE <= self.code_len && !self.refused {
+            // SAFETY: advice about our own mappings, within both; a page must be there to be made larger.
+            self.refused = unsafe {
+                let (write, exec) = (self.write.add(self.large), self.exec.add(self.large));
+                exec.read_volatile();
+                libc::madvise(exec.cast(), LARGE, MADV_COLLAPSE) != 0
+                    || libc::madvise(write.cast(), LARGE, MADV_COLLAPSE) != 0
+            };
+            self.large += if self.refused { 0 } else { LARGE };
+        }
+    }
+
+    /// Bytes of memory that the first `used` bytes of code take, or would once more are used.
+    #[must_use]
+    pub fn taken(&self, used: usize) -> usize {
+        if self.refused { used } else { used.next_multiple_of(LARGE).min(self.code_len) }
     }
 
     /// Host address of the code.
@@ -208,17 +231,42 @@ impl Area {
     }
 }
 
+/// Private memory of `len` bytes, a multiple of a page's, on the boundary of a large page.
+fn reserve(len: usize) -> io::Result<*mut u8> {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    let rw = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: a fresh mapping at an address of the kernel's choice.
+    let all = unsafe { libc::mmap(ptr::null_mut(), len + LARGE, rw, flags, -1, 0) };
+    if all == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    let all = all.cast::<u8>();
+    let before = all.align_offset(LARGE);
+    // SAFETY: within the mapping.
+    let (start, behind) = unsafe { (all.add(before), all.add(before + len)) };
+    if before > 0 {
+        unmap(all, before);
+    }
+    if before < LARGE {
+        unmap(behind, LARGE - before);
+    }
+    Ok(start)
+}
+
+/// Gives up mappings of this module's own.
+fn unmap(start: *mut u8, len: usize) {
+    // SAFETY: the callers' own mappings, which they do not use again.
+    unsafe { libc::munmap(start.cast(), len) };
+}
+
 impl Drop for Area {
     fn drop(&mut self) {
         if let Some(a) = AREAS.get(self.slot) {
             a[0].store(0, Ordering::SeqCst);
             a[1].store(0, Ordering::SeqCst);
         }
-        // SAFETY: exactly the mappings made in `new`.
-        unsafe {
-            libc::munmap(self.write.cast(), self.code_len);
-            libc::munmap(self.exec.cast(), self.code_len + self.data_len + 4096);
-        }
+        unmap(self.write, self.code_len);
+        unmap(self.exec, self.code_len + self.data_len + 4096);
     }
 }
 
@@ -287,4 +335,25 @@ pub fn unload_x87() -> [u8; 512] {
         core::arch::asm!("fxsave64 [{b}]", "fninit", b = in(reg) b.0.as_mut_ptr(), options(nostack));
     }
     b.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn code_stays_as_it_is_in_large_pages() {
+        let mut a = Area::new(3 * LARGE + 4096, 8).unwrap();
+        assert!(a.put(100, &[1, 2, 3]) && a.put(3 * LARGE, &[4]) && !a.put(3 * LARGE + 4096, &[5]));
+        a.enlarge(LARGE + 1);
+        assert_eq!(a.large, if a.refused { 0 } else { 2 * LARGE });
+        a.enlarge(3 * LARGE + 1);
+        // What is left at the end is no large page.
+        assert_eq!(a.large, if a.refused { 0 } else { 3 * LARGE });
+        assert_eq!((a.bytes(100), a.bytes(3 * LARGE)), ([1, 2, 3], [4]));
+        assert_eq!(a.taken(1), if a.refused { 1 } else { LARGE });
+        assert_eq!(a.taken(3 * LARGE + 1), 3 * LARGE + if a.refused { 1 } else { 4096 });
+        assert!(a.put(100, &[6]));
+        assert_eq!(a.bytes(100), [6, 2, 3]);
+    }
 }

@@ -340,7 +340,7 @@ impl Store {
             let places = capacity * 8 / 7;
             (if grown && capacity - len < 2 { places * 3 } else { places }) * (size + 1)
         };
-        self.used
+        (if grown { self.area.taken(self.used + MOST_CODE) } else { self.used })
             + self.sites_used as usize * size_of::<Site>()
             + vec(self.blocks.len(), self.blocks.capacity(), size_of::<Block>())
             + vec(self.ops.len(), self.ops.capacity(), size_of::<Op>())
@@ -521,6 +521,7 @@ impl Store {
             self.guest.reserve_exact(growth(self.guest.len()));
         }
         self.guest.extend_from_slice(bytes);
+        self.area.enlarge(self.used + code.len());
         if !self.area.put(self.used, code) {
             return None;
         }
