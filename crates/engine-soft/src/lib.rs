@@ -15,6 +15,7 @@ mod fetched;
 pub mod host;
 pub mod hostops;
 mod large;
+mod mapping;
 pub mod mmu;
 pub mod operand;
 mod probe;

@@ -10,6 +10,7 @@
 use crate::cpu::{Cpu, Fault, Mode, R};
 use crate::fetched::Fetched;
 use crate::large::Large;
+use crate::mapping::Mapping;
 use crate::sites::Sites;
 use ringer_arch::cpu::{CpuModel, Feature, Vendor};
 use ringer_arch::exception::{Exception, pf, vector};
@@ -18,6 +19,8 @@ use ringer_arch::regs::{cr0, cr4, rflags};
 use ringer_engine::{WatchKind, Watchpoint};
 use ringer_memory::raw::{self, GuestInt};
 use ringer_memory::{GuestMemory, PAGE_SIZE, PageFlags};
+use std::alloc::{Layout, handle_alloc_error};
+use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, PoisonError};
 
 /// Entries of one table.
@@ -46,9 +49,30 @@ pub struct Entry {
     pub host: u64,
 }
 
+/// The entries of one table: [`ENTRIES`] of them.
+struct Entries(*mut Entry);
+
+impl Deref for Entries {
+    type Target = [Entry];
+    fn deref(&self) -> &[Entry] {
+        // SAFETY: so many lie there in the mapping that the [`Mmu`] holds, and they are this table's alone; translated code, which reads them, changes none.
+        unsafe { std::slice::from_raw_parts(self.0, ENTRIES) }
+    }
+}
+
+impl DerefMut for Entries {
+    fn deref_mut(&mut self) -> &mut [Entry] {
+        // SAFETY: as in `deref`.
+        unsafe { std::slice::from_raw_parts_mut(self.0, ENTRIES) }
+    }
+}
+
+/// All tables of a processor: those of [`SLOTS`] address spaces in [`MODES`] modes, and the empty one.
+const TABLES: usize = SLOTS * MODES + 1;
+const TABLE_LEN: usize = ENTRIES * size_of::<Entry>();
+
 struct Table {
-    /// [`ENTRIES`] of them, as of all boxes here.
-    entries: Box<[Entry]>,
+    entries: Entries,
     /// Indexes that may be live, each once.
     live: Vec<u16>,
     is_live: Box<[bool]>,
@@ -82,10 +106,11 @@ impl Writers {
 }
 
 impl Table {
-    fn new() -> Table {
-        let zeros = Box::into_raw(vec![[0u64; 4]; ENTRIES].into_boxed_slice());
-        // SAFETY: an entry is four integers in C's order: it has the size and alignment of an array of them, and zeros are one.
-        let mut entries = unsafe { Box::from_raw(zeros as *mut [Entry]) };
+    /// Table `n` of those in `map`, which is [`TABLES`] times [`TABLE_LEN`] bytes.
+    fn new(map: &Mapping, n: usize) -> Table {
+        assert!(n < TABLES);
+        // SAFETY: within the mapping; zeros are entries.
+        let mut entries = Entries(unsafe { map.start().add(n * TABLE_LEN).cast() });
         let t = invalid(0);
         entries[0] = Entry { read: t, write: t, fetch: t, host: 0 };
         let mut careful = vec![0; ENTRIES].into_boxed_slice();
@@ -174,6 +199,8 @@ pub struct Mmu {
     tables: Vec<Table>,
     /// Never filled: in force while alignment checks are on, so that every access takes the slow path.
     empty: Table,
+    /// Where the tables' entries lie.
+    _map: Mapping,
     slot_pcid: [u64; SLOTS],
     slot_used: [u64; SLOTS],
     slot_gen: [u64; SLOTS],
@@ -209,7 +236,12 @@ impl Mmu {
     /// Empty TLBs over `memory`, for a processor of `model`.
     #[must_use]
     pub fn new(memory: GuestMemory, model: &CpuModel) -> Mmu {
-        let mut tables: Vec<Table> = (0..SLOTS * MODES).map(|_| Table::new()).collect();
+        let len = TABLES * TABLE_LEN;
+        let map = Mapping::new(len)
+            .unwrap_or_else(|_| handle_alloc_error(Layout::new::<[[Entry; ENTRIES]; TABLES]>()));
+        map.enlarge(0, len);
+        let mut tables: Vec<Table> = (0..TABLES - 1).map(|n| Table::new(&map, n)).collect();
+        let empty = Table::new(&map, TABLES - 1);
         let cur = tables[0].entries.as_mut_ptr();
         let base = memory.host_base() as u64;
         Mmu {
@@ -217,7 +249,8 @@ impl Mmu {
             memory,
             base,
             tables,
-            empty: Table::new(),
+            empty,
+            _map: map,
             slot_pcid: [u64::MAX; SLOTS],
             slot_used: [0; SLOTS],
             slot_gen: [0; SLOTS],

@@ -1,7 +1,8 @@
 //! Memory for translated code: an unsafe room. Code is one memfd mapped twice, writable and executable (W^X); behind the executable
-//! mapping, within reach of RIP-relative operands, lie the sites' entries.
+//! mapping, within reach of RIP-relative operands, lie the sites' entries. Both lie in large pages where the host has them.
 
 use super::ctx::{self, Ctx};
+use crate::mapping::{LARGE, Mapping};
 use crate::sites::{Bridge, Site};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,8 +10,6 @@ use std::{io, ptr};
 
 /// Areas that may be alive at once in one process.
 const MAX_AREAS: usize = 4096;
-/// Bytes of the host's large pages.
-pub const LARGE: usize = 2 << 20;
 /// Asks for memory to be put in large pages now (Linux 6.1, `madvise(2)`), which shared memory is not by itself on most hosts.
 const MADV_COLLAPSE: libc::c_int = 25;
 /// Executable base, its length and the exit for faults of each live area, for the signal handler.
@@ -29,6 +28,7 @@ pub struct Area {
     /// Stands in for what an empty site maps.
     nothing: *mut u8,
     slot: usize,
+    _maps: [Mapping; 2],
     /// Bytes of code that lie in large pages, from the start on; none follow where the host has refused one.
     large: usize,
     refused: bool,
@@ -61,26 +61,32 @@ impl Area {
         let whole = code_len + data_len + page;
         let flags = libc::MAP_SHARED | libc::MAP_FIXED;
         let rx = libc::PROT_READ | libc::PROT_EXEC;
-        let write = reserve(code_len)?;
-        let exec = reserve(whole).inspect_err(|_| unmap(write, code_len))?;
+        let maps = [Mapping::new(code_len)?, Mapping::new(whole)?];
+        let [write, exec] = [maps[0].start(), maps[1].start()];
+        maps[1].enlarge(code_len, code_len + data_len);
         // SAFETY: new mappings over our own reservations.
         let mapped = unsafe {
             libc::mmap(write.cast(), code_len, rw, flags, fd.as_raw_fd(), 0) != libc::MAP_FAILED
                 && libc::mmap(exec.cast(), code_len, rx, flags, fd.as_raw_fd(), 0) != libc::MAP_FAILED
         };
         if !mapped {
-            let e = io::Error::last_os_error();
-            unmap(write, code_len);
-            unmap(exec, whole);
-            return Err(e);
+            return Err(io::Error::last_os_error());
         }
-        // SAFETY: advice about our own mapping.
-        unsafe { libc::madvise(exec.cast(), whole, libc::MADV_DONTDUMP) };
         // SAFETY: within the reservation.
         let (data, nothing) = unsafe { (exec.add(code_len), exec.add(code_len + data_len)) };
         let slot = usize::MAX;
-        let mut area =
-            Area { write, exec, code_len, data, data_len, nothing, slot, large: 0, refused: false };
+        let mut area = Area {
+            write,
+            exec,
+            code_len,
+            data,
+            data_len,
+            nothing,
+            slot,
+            _maps: maps,
+            large: 0,
+            refused: false,
+        };
         area.slot = (0..MAX_AREAS)
             .find(|&i| AREAS[i][1].compare_exchange(0, code_len, Ordering::SeqCst, Ordering::SeqCst).is_ok())
             .ok_or_else(|| io::Error::other("too many processors in one process"))?;
@@ -231,42 +237,12 @@ impl Area {
     }
 }
 
-/// Private memory of `len` bytes, a multiple of a page's, on the boundary of a large page.
-fn reserve(len: usize) -> io::Result<*mut u8> {
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-    let rw = libc::PROT_READ | libc::PROT_WRITE;
-    // SAFETY: a fresh mapping at an address of the kernel's choice.
-    let all = unsafe { libc::mmap(ptr::null_mut(), len + LARGE, rw, flags, -1, 0) };
-    if all == libc::MAP_FAILED {
-        return Err(io::Error::last_os_error());
-    }
-    let all = all.cast::<u8>();
-    let before = all.align_offset(LARGE);
-    // SAFETY: within the mapping.
-    let (start, behind) = unsafe { (all.add(before), all.add(before + len)) };
-    if before > 0 {
-        unmap(all, before);
-    }
-    if before < LARGE {
-        unmap(behind, LARGE - before);
-    }
-    Ok(start)
-}
-
-/// Gives up mappings of this module's own.
-fn unmap(start: *mut u8, len: usize) {
-    // SAFETY: the callers' own mappings, which they do not use again.
-    unsafe { libc::munmap(start.cast(), len) };
-}
-
 impl Drop for Area {
     fn drop(&mut self) {
         if let Some(a) = AREAS.get(self.slot) {
             a[0].store(0, Ordering::SeqCst);
             a[1].store(0, Ordering::SeqCst);
         }
-        unmap(self.write, self.code_len);
-        unmap(self.exec, self.code_len + self.data_len + 4096);
     }
 }
 

@@ -2,9 +2,10 @@
 //! own, with room below for a signal's frame.
 
 use super::places::{PAGES, Page};
+use crate::mapping::{LARGE, Mapping};
 use crate::sites::{LOG_LEN, LOGS, STACK_SITES, StackSite};
+use std::io;
 use std::mem::offset_of;
-use std::{io, ptr};
 
 /// Entries of the jump cache.
 pub const JUMPS: usize = 32768;
@@ -202,42 +203,33 @@ pub fn spilled(r: u8) -> Option<i32> {
     (9..=11).contains(&r).then(|| i32::from(r - 9) * 8)
 }
 
-/// A context in its mapping.
+/// A context in its mapping: a page that faults, the stack, the context on the boundary of a large page, a page that faults.
 pub struct CtxBox {
-    map: *mut u8,
-    len: usize,
+    _map: Mapping,
     ctx: *mut Ctx,
 }
 
 // SAFETY: the mapping belongs to this value alone and has no thread affinity.
 unsafe impl Send for CtxBox {}
 
+const _: () = assert!(size_of::<Ctx>() <= LARGE && STACK + 4096 <= LARGE);
+
 impl CtxBox {
-    /// Bytes of the mapping.
-    pub const LEN: usize = 4096 + STACK + size_of::<Ctx>().next_multiple_of(4096) + 4096;
+    /// Bytes of memory that it takes.
+    pub const LEN: usize = STACK + LARGE;
 
     /// A context of zeros.
     ///
     /// # Errors
     /// The host's, when it gives no memory.
     pub fn new() -> io::Result<CtxBox> {
-        let page = 4096;
-        let len = CtxBox::LEN;
-        let (prot, flags) = (libc::PROT_NONE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE);
-        // SAFETY: a fresh inaccessible reservation at an address of the kernel's choice.
-        let map = unsafe { libc::mmap(ptr::null_mut(), len, prot, flags, -1, 0) };
-        if map == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let map = map.cast::<u8>();
-        // SAFETY: within the reservation just made, all but its first and last page.
-        let (open, ctx) = unsafe {
-            let p = map.add(page);
-            let open = libc::mprotect(p.cast(), len - 2 * page, libc::PROT_READ | libc::PROT_WRITE);
-            (open, p.add(STACK).cast::<Ctx>())
-        };
-        let made = CtxBox { map, len, ctx };
-        if open == 0 { Ok(made) } else { Err(io::Error::last_os_error()) }
+        let map = Mapping::new(2 * LARGE + 4096)?;
+        map.guard(LARGE - STACK - 4096)?;
+        map.guard(2 * LARGE)?;
+        map.enlarge(LARGE, 2 * LARGE);
+        // SAFETY: within the mapping.
+        let ctx = unsafe { map.start().add(LARGE).cast() };
+        Ok(CtxBox { _map: map, ctx })
     }
 
     /// Its address.
@@ -260,14 +252,5 @@ impl CtxBox {
     pub fn get_mut(&mut self) -> &mut Ctx {
         // SAFETY: as in `get`.
         unsafe { &mut *self.ctx }
-    }
-}
-
-impl Drop for CtxBox {
-    fn drop(&mut self) {
-        // SAFETY: exactly the mapping made in `new`.
-        unsafe {
-            libc::munmap(self.map.cast(), self.len);
-        }
     }
 }
