@@ -23,14 +23,16 @@ pub struct Area {
     write: *mut u8,
     exec: *mut u8,
     code_len: usize,
+    /// Bytes of each half: of what is executed mostly, and of what is seldom.
+    half: usize,
     data: *mut u8,
     data_len: usize,
     /// Stands in for what an empty site maps.
     nothing: *mut u8,
     slot: usize,
     _maps: [Mapping; 2],
-    /// Bytes of code that lie in large pages, from the start on; none follow where the host has refused one.
-    large: usize,
+    /// Bytes of each half that lie in large pages, from the start on; none follow where the host has refused one.
+    large: [usize; 2],
     refused: bool,
 }
 
@@ -38,13 +40,14 @@ pub struct Area {
 unsafe impl Send for Area {}
 
 impl Area {
-    /// An area for `code_len` bytes of code and `sites` sites.
+    /// An area with two halves for at least `half` bytes of code each, in large pages if `large` says so, and for `sites` sites.
     ///
     /// # Errors
     /// The host's, when it gives no memory or the process has too many areas.
-    pub fn new(code_len: usize, sites: usize) -> io::Result<Area> {
+    pub fn new(half: usize, sites: usize, large: bool) -> io::Result<Area> {
         let page = 4096;
-        let code_len = code_len.next_multiple_of(page);
+        let half = half.next_multiple_of(if large { LARGE } else { page });
+        let code_len = 2 * half;
         let data_len = (sites * size_of::<Site>()).next_multiple_of(page);
         // SAFETY: a constant C string and flags; the result is checked.
         let fd = unsafe { libc::memfd_create(c"ringer-code".as_ptr(), libc::MFD_CLOEXEC) };
@@ -79,13 +82,14 @@ impl Area {
             write,
             exec,
             code_len,
+            half,
             data,
             data_len,
             nothing,
             slot,
             _maps: maps,
-            large: 0,
-            refused: false,
+            large: [0; 2],
+            refused: !large,
         };
         area.slot = (0..MAX_AREAS)
             .find(|&i| AREAS[i][1].compare_exchange(0, code_len, Ordering::SeqCst, Ordering::SeqCst).is_ok())
@@ -100,25 +104,26 @@ impl Area {
         AREAS[self.slot][0].store(self.exec as usize, Ordering::SeqCst);
     }
 
-    /// Puts the memory of the first `used` bytes of code in large pages, with what follows in the last of them, where the host does that: translated code
+    /// Puts the memory of the first `used` bytes of a half in large pages, with what follows in the last of them, where the host does that: translated code
     /// is large, and its parts are far apart.
-    pub fn enlarge(&mut self, used: usize) {
-        while used > self.large && self.large + LARGE <= self.code_len && !self.refused {
+    pub fn enlarge(&mut self, half: usize, used: usize) {
+        while used > self.large[half] && self.large[half] + LARGE <= self.half && !self.refused {
+            let at = half * self.half + self.large[half];
             // SAFETY: advice about our own mappings, within both; a page must be there to be made larger.
             self.refused = unsafe {
-                let (write, exec) = (self.write.add(self.large), self.exec.add(self.large));
+                let (write, exec) = (self.write.add(at), self.exec.add(at));
                 exec.read_volatile();
                 libc::madvise(exec.cast(), LARGE, MADV_COLLAPSE) != 0
                     || libc::madvise(write.cast(), LARGE, MADV_COLLAPSE) != 0
             };
-            self.large += if self.refused { 0 } else { LARGE };
+            self.large[half] += if self.refused { 0 } else { LARGE };
         }
     }
 
-    /// Bytes of memory that the first `used` bytes of code take, or would once more are used.
+    /// Bytes of memory that the first `used` bytes of a half take.
     #[must_use]
     pub fn taken(&self, used: usize) -> usize {
-        if self.refused { used } else { used.next_multiple_of(LARGE).min(self.code_len) }
+        if self.refused { used } else { used.next_multiple_of(LARGE) }
     }
 
     /// Host address of the code.
@@ -127,10 +132,10 @@ impl Area {
         self.exec as u64
     }
 
-    /// Bytes of code that fit.
+    /// Bytes of code that fit in each half: the second one begins behind them.
     #[must_use]
-    pub fn code_len(&self) -> usize {
-        self.code_len
+    pub fn half(&self) -> usize {
+        self.half
     }
 
     /// The first site.
@@ -319,17 +324,20 @@ mod tests {
 
     #[test]
     fn code_stays_as_it_is_in_large_pages() {
-        let mut a = Area::new(3 * LARGE + 4096, 8).unwrap();
-        assert!(a.put(100, &[1, 2, 3]) && a.put(3 * LARGE, &[4]) && !a.put(3 * LARGE + 4096, &[5]));
-        a.enlarge(LARGE + 1);
-        assert_eq!(a.large, if a.refused { 0 } else { 2 * LARGE });
-        a.enlarge(3 * LARGE + 1);
-        // What is left at the end is no large page.
-        assert_eq!(a.large, if a.refused { 0 } else { 3 * LARGE });
-        assert_eq!((a.bytes(100), a.bytes(3 * LARGE)), ([1, 2, 3], [4]));
-        assert_eq!(a.taken(1), if a.refused { 1 } else { LARGE });
-        assert_eq!(a.taken(3 * LARGE + 1), 3 * LARGE + if a.refused { 1 } else { 4096 });
-        assert!(a.put(100, &[6]));
-        assert_eq!(a.bytes(100), [6, 2, 3]);
+        for large in [false, true] {
+            let mut a = Area::new(2 * LARGE, 8, large).unwrap();
+            let end = 4 * LARGE;
+            assert!(a.put(100, &[1, 2, 3]) && a.put(end - 1, &[4]) && !a.put(end, &[5]));
+            a.enlarge(0, 1);
+            a.enlarge(1, LARGE + 1);
+            // An old kernel refuses.
+            assert_eq!(a.large, if a.refused { [0; 2] } else { [LARGE, 2 * LARGE] });
+            assert!(large || a.refused);
+            a.enlarge(1, 2 * LARGE);
+            assert_eq!((a.bytes(100), a.bytes(end - 1)), ([1, 2, 3], [4]));
+            assert_eq!(a.taken(LARGE + 1), if a.refused { LARGE + 1 } else { 2 * LARGE });
+            assert!(a.put(100, &[6]));
+            assert_eq!(a.bytes(100), [6, 2, 3]);
+        }
     }
 }

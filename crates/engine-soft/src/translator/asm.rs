@@ -85,13 +85,15 @@ impl M {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Patch(pub usize);
 
-/// Code being made for a known address.
+/// Code being made for known addresses: one for what comes first, and one for what is to stand apart from it.
 #[derive(Debug, Default)]
 pub struct Asm {
     /// The bytes so far.
     pub code: Vec<u8>,
     /// Host address of the first.
     pub base: u64,
+    /// Offset of the first that stands apart, and its host address.
+    apart: Option<(usize, u64)>,
 }
 
 impl Asm {
@@ -99,12 +101,33 @@ impl Asm {
     pub fn start(&mut self, base: u64) {
         self.code.clear();
         self.base = base;
+        self.apart = None;
+    }
+
+    /// What comes from here on is going to stand at `base`.
+    pub fn apart(&mut self, base: u64) {
+        self.apart = Some((self.pos(), base));
+    }
+
+    /// The bytes that come first, and those that stand apart.
+    #[must_use]
+    pub fn parts(&self) -> (&[u8], &[u8]) {
+        self.code.split_at(self.apart.map_or(self.pos(), |(from, _)| from))
+    }
+
+    /// Host address of what is at offset `pos`.
+    #[must_use]
+    pub fn address(&self, pos: usize) -> u64 {
+        match self.apart {
+            Some((from, base)) if pos >= from => base + (pos - from) as u64,
+            _ => self.base + pos as u64,
+        }
     }
 
     /// Host address of what comes next.
     #[must_use]
     pub fn here(&self) -> u64 {
-        self.base + self.code.len() as u64
+        self.address(self.pos())
     }
 
     /// Offset of what comes next.
@@ -487,7 +510,7 @@ impl Asm {
     }
     /// Lets the jump at `p` lead to offset `to`.
     pub fn bind_to(&mut self, p: Patch, to: usize) {
-        let d = to as i64 - (p.0 as i64 + 4);
+        let d = self.address(to).wrapping_sub(self.address(p.0) + 4);
         self.code[p.0..p.0 + 4].copy_from_slice(&(d as i32).to_le_bytes());
     }
     /// Lets the jump at `p` lead here.

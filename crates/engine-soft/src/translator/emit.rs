@@ -43,7 +43,7 @@ pub(super) enum Flags {
     Dead,
 }
 
-/// Code that stands behind the block's straight path.
+/// Code that stands behind the block's straight path, or if it is seldom executed, apart from it: what is executed is packed more closely then.
 pub(super) enum Cold {
     /// A site that missed: where it comes from, and the site.
     Miss { from: Patch, site: u32, write: bool },
@@ -53,7 +53,7 @@ pub(super) enum Cold {
     Interp { from: Patch, op: u32 },
     /// A link's way out; `patched` if `from` is the jump that is patched.
     Link { from: [Option<Patch>; 3], link: u32 },
-    /// A conditional jump's way to a place that takes more than a jump.
+    /// A conditional jump's way to a place that takes more than a jump. It is no less likely than the straight path.
     Goto { from: Patch, target: i64, ip: i64, executed: u32 },
     /// An indirect jump has been come to often.
     Often { from: Patch, op: u32 },
@@ -147,7 +147,6 @@ pub fn translate<'a>(
     let mut e = Emit {
         a,
         block: store.blocks.len() as u32,
-        code: (base - store.area.exec()) as u32,
         hot: store.is_hot(s.gpa),
         store,
         cpu,
@@ -190,10 +189,11 @@ pub fn translate<'a>(
         let end = (s.gpa & 0xfff) as i64 + len as i64;
         e.goto(end, false);
     }
-    e.finish_cold();
+    e.finish_gotos();
     while e.a.pos() < LEAST_CODE {
         e.a.raw(&[0xcc]);
     }
+    e.finish_cold();
     let block = Block {
         gpa: s.gpa,
         key: s.key as u8,
@@ -211,7 +211,7 @@ pub fn translate<'a>(
     };
     let Emit { a, store, .. } = e;
     debug_assert!(a.pos() < MOST_CODE);
-    let n = store.add(block, versions, &s.bytes[..len], &a.code);
+    let n = store.add(block, versions, &s.bytes[..len], a.parts());
     store.asm = a;
     n
 }
@@ -259,8 +259,6 @@ pub(super) struct Emit<'a> {
     pub(super) store: &'a mut Store,
     pub(super) cpu: &'a mut Cpu,
     pub(super) block: u32,
-    /// Offset of the block's code in the area.
-    pub(super) code: u32,
     /// What runs here runs often: its accesses are worth sites.
     pub(super) hot: bool,
     pub(super) key: u32,
@@ -394,16 +392,21 @@ impl Emit<'_> {
             before: self.executed as u8,
             insns: 1,
             undo: 0,
-            start: self.code + self.a.pos() as u32,
+            start: self.here(),
             gap: 0,
         };
         push(&mut self.store.ops, op);
         self.store.ops.len() as u32 - 1
     }
 
+    /// Offset in the area of what comes next.
+    pub(super) fn here(&self) -> u32 {
+        (self.a.here() - self.store.area.exec()) as u32
+    }
+
     /// The op of `i` ends here.
     pub(super) fn close_op(&mut self, op: u32) {
-        let here = self.code + self.a.pos() as u32;
+        let here = self.here();
         let o = &mut self.store.ops[op as usize];
         o.gap = (here - o.start) as u16;
     }
@@ -604,7 +607,8 @@ impl Emit<'_> {
             self.a.cmp_imm(R10, limit);
             let from = self.a.jcc(cc::A);
             self.a.add(R10, rip(p + offset_of!(Site, host) as u64));
-            self.store.set_resume(site, self.code + self.a.pos() as u32, early);
+            let here = self.here();
+            self.store.set_resume(site, here, early);
             self.cold.push(Cold::Miss { from, site, write });
         } else if stack && self.has_stack_site() {
             self.check_stack(size, write, early);

@@ -16,7 +16,7 @@ impl Emit<'_> {
     }
 
     pub(super) fn new_link(&mut self, at: Patch, target: i64, gen_site: u32) -> u32 {
-        let (block, at) = (self.block, self.code + at.0 as u32);
+        let (block, at) = (self.block, (self.a.address(at.0) - self.store.area.exec()) as u32);
         // Within reach, as all that come here.
         let target = target as i32;
         push(&mut self.store.links, Link { block, at, unlinked: 0, target, gen_site, to: NONE, next: NONE });
@@ -253,12 +253,22 @@ impl Emit<'_> {
         self.cold.push(Cold::Indirect { from: [other, stop], reload, op });
     }
 
+    /// What stands behind the straight path: the rest of [`Emit::cold`] stands apart.
+    pub(super) fn finish_gotos(&mut self) {
+        let (gotos, rest) =
+            std::mem::take(&mut self.cold).into_iter().partition(|c| matches!(c, Cold::Goto { .. }));
+        self.cold = rest;
+        // They make cold code of their own.
+        let gotos: Vec<Cold> = gotos;
+        for c in gotos {
+            self.cold_piece(c);
+        }
+    }
+
     pub(super) fn finish_cold(&mut self) {
-        // A Goto makes cold code of its own.
-        while !self.cold.is_empty() {
-            for c in std::mem::take(&mut self.cold) {
-                self.cold_piece(c);
-            }
+        self.a.apart(self.store.next_cold());
+        for c in std::mem::take(&mut self.cold) {
+            self.cold_piece(c);
         }
     }
 
@@ -274,7 +284,7 @@ impl Emit<'_> {
             Cold::Other { from, resume, size, stub, early } => {
                 self.a.bind(from);
                 self.a.call(stub);
-                let back = (self.a.pos() - resume) as u16;
+                let back = (self.a.here() - self.a.address(resume)) as u32;
                 let told = Told { back, size: size as u16, early, vec: self.vec, x87: self.x87 };
                 self.a.raw(&told.bytes());
             }
@@ -294,7 +304,7 @@ impl Emit<'_> {
                 self.a.jmp_to(stubs.interp);
             }
             Cold::Link { from, link } => {
-                let here = self.code + self.a.pos() as u32;
+                let here = self.here();
                 self.store.links[link as usize].unlinked = here;
                 for p in from.into_iter().flatten() {
                     self.a.bind(p);

@@ -46,6 +46,7 @@ struct Names {
     stubs: Stubs,
     code: u64,
     len: u64,
+    cold: u64,
     sites: u64,
 }
 
@@ -75,6 +76,9 @@ impl Names {
         }
         if a.wrapping_sub(self.code) <= self.len {
             return Some(format!("L{:03x}", a - self.code));
+        }
+        if (self.cold..self.sites).contains(&a) {
+            return Some(format!("C{:03x}", a - self.cold));
         }
         let site = a.checked_sub(self.sites)?;
         let (n, field) = (site / size_of::<Site>() as u64, site % size_of::<Site>() as u64);
@@ -186,6 +190,7 @@ fn translated(c: &Case) -> String {
         .collect();
     let mut cpu = if wide { testing::long(Vendor::Intel) } else { testing::protected(Vendor::Intel) };
     let mut store = Store::new(256 << 10, true).unwrap();
+    let stubs_len = store.in_use().0;
     let gpa = PAGE + offset;
     let straddles = offset as usize + bytes.len() > 4096;
     let s = Source { gpa, bytes: &bytes, key: k, straddles };
@@ -204,8 +209,10 @@ fn translated(c: &Case) -> String {
 
     let b = &store.blocks[n as usize];
     let code = store.code_of(n);
-    let names =
-        Names { stubs: store.stubs, code, len: u64::from(b.code_len), sites: store.area.sites() as u64 };
+    let (code_len, sites) = (usize::from(b.code_len), store.area.sites() as u64);
+    let cold = store.area.half();
+    let cold_code = store.area.exec() + cold as u64;
+    let names = Names { stubs: store.stubs, code, len: code_len as u64, cold: cold_code, sites };
     let mut out = format!("{CASE}{}\n{}\n{}\n", c.name, c.mode, c.bytes);
     let mut plain = SpecializedFormatter::<Labels>::new();
     let mut text = String::new();
@@ -214,40 +221,49 @@ fn translated(c: &Case) -> String {
         plain.format(&n.i, &mut text);
         let _infallible = writeln!(out, "  {:03x}  {text}", n.i.ip());
     }
-    let host = store.area.code(b.code as usize, b.code_len as usize);
+    // All that is in use beside the stubs and the block's first part.
+    let rest =
+        store.area.code(cold, store.in_use().0 - usize::from(b.code_len).next_multiple_of(16) - stubs_len);
     let mut named = SpecializedFormatter::<Labels>::try_with_options(Some(Box::new(names))).unwrap();
-    let mut d = Decoder::with_ip(64, &host, code, DecoderOptions::NONE);
-    while d.can_decode() {
-        let i = d.decode();
-        text.clear();
-        named.format(&i, &mut text);
-        let at = i.ip() - code;
-        let op = store.ops.iter().position(|o| u64::from(o.start - b.code) == at);
-        let op = op.map_or(String::new(), |n| format!("op{n}"));
-        let _infallible = writeln!(out, "{op:>4} {at:03x}  {text}");
-        let to = i.near_branch_target();
-        let stubs = &store.stubs;
-        let told = stubs.look.contains(&to) || stubs.stack.iter().flatten().any(|s| *s == to);
-        if i.mnemonic() == Mnemonic::Call && told {
-            let Told { back, size, early, vec, x87 } = store.told(i.next_ip());
-            let here = i.next_ip() - code;
-            let to = here - u64::from(back);
-            let _infallible = write!(out, "     {here:03x}  {size} bytes, on at {to:03x}");
-            for (what, yes) in [
-                ("early read", early == Early::Read),
-                ("early nothing", early == Early::Nothing),
-                ("vec", vec),
-                ("x87", x87),
-            ] {
-                out.push_str(&if yes { format!(", {what}") } else { String::new() });
+    let hot = store.area.code(b.code as usize, code_len);
+    for (kind, base, host) in [('L', code, hot), ('C', cold_code, rest)] {
+        let mut d = Decoder::with_ip(64, &host, base, DecoderOptions::NONE);
+        while d.can_decode() {
+            let i = d.decode();
+            text.clear();
+            named.format(&i, &mut text);
+            let at = i.ip() - base;
+            let op = store.ops.iter().position(|o| kind == 'L' && u64::from(o.start - b.code) == at);
+            let op = op.map_or(String::new(), |n| format!("op{n}"));
+            let _infallible = writeln!(out, "{op:>4} {kind}{at:03x}  {text}");
+            let to = i.near_branch_target();
+            let stubs = &store.stubs;
+            let told = stubs.look.contains(&to) || stubs.stack.iter().flatten().any(|s| *s == to);
+            if i.mnemonic() == Mnemonic::Call && told {
+                let Told { back, size, early, vec, x87 } = store.told(i.next_ip());
+                let here = i.next_ip() - base;
+                let to = i.next_ip() - u64::from(back) - code;
+                let _infallible = write!(out, "     {kind}{here:03x}  {size} bytes, on at L{to:03x}");
+                for (what, yes) in [
+                    ("early read", early == Early::Read),
+                    ("early nothing", early == Early::Nothing),
+                    ("vec", vec),
+                    ("x87", x87),
+                ] {
+                    out.push_str(&if yes { format!(", {what}") } else { String::new() });
+                }
+                out.push('\n');
+                d.set_ip(i.next_ip() + Told::LEN as u64);
+                d.set_position(here as usize + Told::LEN).unwrap();
             }
-            out.push('\n');
-            d.set_ip(i.next_ip() + Told::LEN as u64);
-            d.set_position(here as usize + Told::LEN).unwrap();
         }
     }
+    let place = |at: u32| match (at as usize).checked_sub(cold) {
+        Some(at) => format!("C{at:03x}"),
+        None => format!("L{:03x}", at - b.code),
+    };
     for (n, o) in store.ops.iter().enumerate() {
-        let next = o.next().checked_sub(b.code).map_or("-".to_owned(), |n| format!("{n:03x}"));
+        let next = if o.gap == 0 { "-".to_owned() } else { place(o.next()) };
         let _infallible = write!(out, "  op{n}: guest {:03x}, next {next}", o.offset);
         for (what, v) in [("insns", i32::from(o.insns)), ("undo", i32::from(o.undo))] {
             if v != i32::from(what == "insns") {
@@ -262,10 +278,10 @@ fn translated(c: &Case) -> String {
     for (n, l) in store.links.iter().enumerate() {
         let _infallible = writeln!(
             out,
-            "  link{n}: to {:x}, jump at {:03x}, unlinked {:03x}{}",
+            "  link{n}: to {:x}, jump at {}, unlinked {}{}",
             i64::from(l.target),
-            l.at - b.code,
-            l.unlinked - b.code,
+            place(l.at),
+            place(l.unlinked),
             if l.gen_site == NONE { String::new() } else { format!(", site{}", l.gen_site) }
         );
     }

@@ -37,6 +37,9 @@ const STRETCH: usize = 1024;
 /// Bytes that [`Store`] writes over a block's start when it is no more, and so the least that a block has.
 pub const LEAST_CODE: usize = 16;
 
+/// The limit from which on code lies in large pages, of which it takes at least two.
+const LARGE_FROM: usize = 16 << 20;
+
 /// No block, no link.
 pub const NONE: u32 = u32::MAX;
 
@@ -53,7 +56,7 @@ pub struct Block {
     pub first_op: u32,
     /// The first of the links that lead to it, or [`NONE`].
     pub incoming: u32,
-    /// Bytes of code.
+    /// Bytes of it, but for what is seldom executed.
     pub code_len: u16,
     /// Guest bytes.
     pub len: u16,
@@ -124,7 +127,7 @@ impl Op {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Told {
     /// How far before it the code goes on with the host's address.
-    pub back: u16,
+    pub back: u32,
     /// Bytes of the access.
     pub size: u16,
     /// What may be looked up for it.
@@ -136,8 +139,8 @@ pub struct Told {
 }
 
 impl Told {
-    /// Bytes that it takes: two for each of the first two, which translated code reads too, and one for the rest.
-    pub const LEN: usize = 5;
+    /// Bytes that it takes: four and two for the first two, which translated code reads too, and one for the rest.
+    pub const LEN: usize = 7;
     const VEC: u8 = 1 << 2;
     const X87: u8 = 1 << 3;
 
@@ -145,19 +148,19 @@ impl Told {
     #[must_use]
     pub fn bytes(self) -> [u8; Told::LEN] {
         let bit = |yes: bool, bit: u8| if yes { bit } else { 0 };
-        let ([a, b], [c, d]) = (self.back.to_le_bytes(), self.size.to_le_bytes());
-        [a, b, c, d, self.early.bits() | bit(self.vec, Told::VEC) | bit(self.x87, Told::X87)]
+        let ([a, b, c, d], [e, f]) = (self.back.to_le_bytes(), self.size.to_le_bytes());
+        [a, b, c, d, e, f, self.early.bits() | bit(self.vec, Told::VEC) | bit(self.x87, Told::X87)]
     }
 
     /// What stands in the code.
     #[must_use]
-    pub fn of([a, b, c, d, e]: [u8; Told::LEN]) -> Told {
+    pub fn of([a, b, c, d, e, f, g]: [u8; Told::LEN]) -> Told {
         Told {
-            back: u16::from_le_bytes([a, b]),
-            size: u16::from_le_bytes([c, d]),
-            early: Early::of(e & 3),
-            vec: e & Told::VEC != 0,
-            x87: e & Told::X87 != 0,
+            back: u32::from_le_bytes([a, b, c, d]),
+            size: u16::from_le_bytes([e, f]),
+            early: Early::of(g & 3),
+            vec: g & Told::VEC != 0,
+            x87: g & Told::X87 != 0,
         }
     }
 }
@@ -202,7 +205,8 @@ pub struct Store {
     pub bmi2: bool,
     /// What all of it may take, in bytes.
     limit: usize,
-    used: usize,
+    /// Bytes in use of each half of the area.
+    used: [usize; 2],
     sites_used: u32,
     /// All blocks since the last clearing, in the order of their code.
     pub blocks: Vec<Block>,
@@ -252,9 +256,9 @@ impl Store {
     /// # Errors
     /// The host's, when it gives no memory.
     pub fn new(limit: usize, avx: bool) -> io::Result<Store> {
-        // Half of it: in kernels and programs as they are, the tables take somewhat more than the code.
-        let code_len = limit / 2;
-        let area = Area::new(code_len, code_len / 64)?;
+        // In kernels and programs as they are, the tables take somewhat more than the code.
+        let half = limit / 2;
+        let area = Area::new(half, half / 64, limit >= LARGE_FROM)?;
         area::map_tables();
         let mut s = Store {
             stubs: Stubs::default(),
@@ -262,7 +266,7 @@ impl Store {
             encoder: Encoder::new(64),
             bmi2: std::arch::is_x86_feature_detected!("bmi2"),
             limit,
-            used: 0,
+            used: [0; 2],
             sites_used: 0,
             blocks: Vec::new(),
             ops: Vec::new(),
@@ -294,7 +298,7 @@ impl Store {
         if !s.area.put(0, &code) {
             return Err(io::Error::other("no room for the stubs"));
         }
-        s.used = s.stubs.len.next_multiple_of(64);
+        s.used[0] = s.stubs.len.next_multiple_of(64);
         s.area.divert_faults(s.stubs.fault);
         Ok(s)
     }
@@ -323,7 +327,7 @@ impl Store {
     /// Whether there is room for one block more.
     #[must_use]
     pub fn has_room(&self) -> bool {
-        self.used + MOST_CODE <= self.area.code_len()
+        self.used.iter().all(|used| used + MOST_CODE <= self.area.half())
             && (self.sites_used + MOST_SITES) < self.area.site_count() as u32
             && self.in_memory(true) + MOST_CODE <= self.limit
     }
@@ -340,7 +344,8 @@ impl Store {
             let places = capacity * 8 / 7;
             (if grown && capacity - len < 2 { places * 3 } else { places }) * (size + 1)
         };
-        (if grown { self.area.taken(self.used + MOST_CODE) } else { self.used })
+        let code = |used: &usize| if grown { self.area.taken(used + MOST_CODE) } else { *used };
+        self.used.iter().map(code).sum::<usize>()
             + self.sites_used as usize * size_of::<Site>()
             + vec(self.blocks.len(), self.blocks.capacity(), size_of::<Block>())
             + vec(self.ops.len(), self.ops.capacity(), size_of::<Op>())
@@ -362,7 +367,7 @@ impl Store {
 
     /// Drops everything. The processor's jump cache and its sites' log must be dropped with it.
     pub fn clear(&mut self) {
-        self.used = self.stubs.len.next_multiple_of(64);
+        self.used = [self.stubs.len.next_multiple_of(64), 0];
         self.sites_used = 0;
         // Their memory goes too: what comes next may want more of one and less of another.
         self.blocks = Vec::new();
@@ -386,13 +391,19 @@ impl Store {
     /// Bytes of code and sites in use.
     #[must_use]
     pub fn in_use(&self) -> (usize, u32) {
-        (self.used, self.sites_used)
+        (self.used[0] + self.used[1], self.sites_used)
     }
 
     /// Host address at which the next block's code will stand.
     #[must_use]
     pub fn next_code(&self) -> u64 {
-        self.area.exec() + self.used as u64
+        self.area.exec() + self.used[0] as u64
+    }
+
+    /// The same of what of it is seldom executed.
+    #[must_use]
+    pub fn next_cold(&self) -> u64 {
+        self.area.exec() + (self.area.half() + self.used[1]) as u64
     }
 
     /// Whether the code at `gpa` is of a loop that has gone round often.
@@ -510,10 +521,17 @@ impl Store {
         }
     }
 
-    /// Puts the finished code of a new block, translated from `bytes`, in place.
-    pub fn add(&mut self, mut b: Block, versions: Versions, bytes: &[u8], code: &[u8]) -> Option<u32> {
+    /// Puts the finished code of a new block, translated from `bytes`, in place: what is mostly executed at [`Store::next_code`], and what is seldom at
+    /// [`Store::next_cold`].
+    pub fn add(
+        &mut self,
+        mut b: Block,
+        versions: Versions,
+        bytes: &[u8],
+        (code, cold): (&[u8], &[u8]),
+    ) -> Option<u32> {
         let n = self.blocks.len() as u32;
-        b.code = self.used as u32;
+        b.code = self.used[0] as u32;
         b.code_len = u16::try_from(code.len()).ok()?;
         (b.bytes, b.len) = (self.guest.len() as u32, bytes.len() as u16);
         b.straddles = versions.second.is_some();
@@ -521,14 +539,18 @@ impl Store {
             self.guest.reserve_exact(growth(self.guest.len()));
         }
         self.guest.extend_from_slice(bytes);
-        self.area.enlarge(self.used + code.len());
-        if !self.area.put(self.used, code) {
-            return None;
+        for (half, code) in [code, cold].into_iter().enumerate() {
+            let (used, at) = (self.used[half], half * self.area.half() + self.used[half]);
+            self.area.enlarge(half, used + code.len());
+            if !self.area.put(at, code) {
+                return None;
+            }
+            if let Some(m) = &mut self.perf_map {
+                m.add(self.area.exec() + at as u64, code.len(), b.gpa, b.key.into());
+            }
+            let end = used + code.len();
+            self.used[half] = if half == 0 { end.next_multiple_of(16) } else { end };
         }
-        if let Some(m) = &mut self.perf_map {
-            m.add(self.area.exec() + self.used as u64, code.len(), b.gpa, b.key.into());
-        }
-        self.used = (self.used + code.len()).next_multiple_of(16);
         self.note_page(b.gpa >> 12, versions.first, n);
         if let Some(s) = versions.second {
             self.note_page(s.gpa >> 12, s.version, n);
@@ -800,7 +822,13 @@ mod tests {
             x87: false,
             straddles: false,
         };
-        s.add(block, Versions { first: 0, second: None }, &vec![0x90; bytes], &vec![0xcc; code]).unwrap()
+        s.add(
+            block,
+            Versions { first: 0, second: None },
+            &vec![0x90; bytes],
+            (&vec![0xcc; code], &[0xcc; 10]),
+        )
+        .unwrap()
     }
 
     #[test]

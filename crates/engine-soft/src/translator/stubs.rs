@@ -314,8 +314,8 @@ fn miss_stack(a: &mut Asm, supervisor: bool, write: bool, out: u64) {
     a.store(tmp(0), RAX);
     a.store(tmp(1), RCX);
     let other = probe(a, tag);
-    // Its bytes are 16 bits, far below what they and RCX could overflow: add cx, [r11+2]
-    a.raw(&[0x66, 0x41, 0x03, 0x4b, 0x02]);
+    // Its bytes are 16 bits, far below what they and RCX could overflow: add cx, [r11+4]
+    a.raw(&[0x66, 0x41, 0x03, 0x4b, 0x04]);
     a.cmp_imm32(RCX, 4096);
     let cross = a.jcc(cc::A);
     a.load(RCX, at(RAX, tag));
@@ -324,7 +324,7 @@ fn miss_stack(a: &mut Asm, supervisor: bool, write: bool, out: u64) {
     a.load(RCX, at(RAX, offset_of!(Entry, host) as i32));
     a.store(ctx(site + site_host), RCX);
     a.add_reg(R10, RCX);
-    a.load16(RCX, at(R11, 0));
+    a.load32(RCX, at(R11, 0));
     a.sub_reg(R11, RCX);
     a.load(RCX, tmp(1));
     a.load(RAX, tmp(0));
