@@ -166,6 +166,47 @@ fn parse(text: &str) -> (String, Vec<Case>) {
     (head, cases.collect())
 }
 
+/// The host code at `base` in a store of one block, whose code starts at `block` of the area, with each place named after its `kind`.
+fn disassemble(
+    store: &Store,
+    block: u32,
+    (kind, base, host): (char, u64, &[u8]),
+    named: &mut SpecializedFormatter<Labels>,
+    out: &mut String,
+) {
+    let mut text = String::new();
+    let mut d = Decoder::with_ip(64, host, base, DecoderOptions::NONE);
+    while d.can_decode() {
+        let i = d.decode();
+        text.clear();
+        named.format(&i, &mut text);
+        let at = i.ip() - base;
+        let op = store.ops.iter().position(|o| kind == 'L' && u64::from(o.start - block) == at);
+        let op = op.map_or(String::new(), |n| format!("op{n}"));
+        let _infallible = writeln!(out, "{op:>4} {kind}{at:03x}  {text}");
+        let to = i.near_branch_target();
+        let stubs = &store.stubs;
+        let told = stubs.look.contains(&to) || stubs.stack.iter().flatten().any(|s| *s == to);
+        if i.mnemonic() == Mnemonic::Call && told {
+            let Told { back, size, early, vec, x87 } = store.told(i.next_ip());
+            let here = i.next_ip() - base;
+            let to = i.next_ip() - u64::from(back) - store.area.exec() - u64::from(block);
+            let _infallible = write!(out, "     {kind}{here:03x}  {size} bytes, on at L{to:03x}");
+            for (what, yes) in [
+                ("early read", early == Early::Read),
+                ("early nothing", early == Early::Nothing),
+                ("vec", vec),
+                ("x87", x87),
+            ] {
+                out.push_str(&if yes { format!(", {what}") } else { String::new() });
+            }
+            out.push('\n');
+            d.set_ip(i.next_ip() + Told::LEN as u64);
+            d.set_position(here as usize + Told::LEN).unwrap();
+        }
+    }
+}
+
 /// A case with what the emitter makes of it.
 fn translated(c: &Case) -> String {
     let word = |w: &str| c.mode.split(' ').any(|m| m == w);
@@ -227,36 +268,7 @@ fn translated(c: &Case) -> String {
     let mut named = SpecializedFormatter::<Labels>::try_with_options(Some(Box::new(names))).unwrap();
     let hot = store.area.code(b.code as usize, code_len);
     for (kind, base, host) in [('L', code, hot), ('C', cold_code, rest)] {
-        let mut d = Decoder::with_ip(64, &host, base, DecoderOptions::NONE);
-        while d.can_decode() {
-            let i = d.decode();
-            text.clear();
-            named.format(&i, &mut text);
-            let at = i.ip() - base;
-            let op = store.ops.iter().position(|o| kind == 'L' && u64::from(o.start - b.code) == at);
-            let op = op.map_or(String::new(), |n| format!("op{n}"));
-            let _infallible = writeln!(out, "{op:>4} {kind}{at:03x}  {text}");
-            let to = i.near_branch_target();
-            let stubs = &store.stubs;
-            let told = stubs.look.contains(&to) || stubs.stack.iter().flatten().any(|s| *s == to);
-            if i.mnemonic() == Mnemonic::Call && told {
-                let Told { back, size, early, vec, x87 } = store.told(i.next_ip());
-                let here = i.next_ip() - base;
-                let to = i.next_ip() - u64::from(back) - code;
-                let _infallible = write!(out, "     {kind}{here:03x}  {size} bytes, on at L{to:03x}");
-                for (what, yes) in [
-                    ("early read", early == Early::Read),
-                    ("early nothing", early == Early::Nothing),
-                    ("vec", vec),
-                    ("x87", x87),
-                ] {
-                    out.push_str(&if yes { format!(", {what}") } else { String::new() });
-                }
-                out.push('\n');
-                d.set_ip(i.next_ip() + Told::LEN as u64);
-                d.set_position(here as usize + Told::LEN).unwrap();
-            }
-        }
+        disassemble(&store, b.code, (kind, base, &host), &mut named, &mut out);
     }
     let place = |at: u32| match (at as usize).checked_sub(cold) {
         Some(at) => format!("C{at:03x}"),
