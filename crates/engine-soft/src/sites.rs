@@ -234,15 +234,4 @@ impl Sites {
         self.drop_if(0, |s| s.writes() && s.host == host);
         self.drop_if(1, |s| s.writes() && s.host == host);
     }
-
-    /// Forgets the logs: the sites are gone.
-    pub fn forget(&mut self) {
-        if !self.len.is_null() {
-            // SAFETY: the type's contract.
-            unsafe {
-                *self.len = 0;
-                *self.len.add(1) = 0;
-            }
-        }
-    }
 }

@@ -117,7 +117,7 @@ pub struct Ctx {
     pub segments: u64,
     /// An interrupt waits for IF.
     pub irq: u32,
-    /// Of an access without an entry: whether it writes.
+    /// Of an access without an entry: whether it writes, and if a stub has checked it, from bit 8 on the bytes that it has checked.
     pub look: u32,
     /// The table of blocks by place, and the bits of an offset in it.
     pub places: u64,

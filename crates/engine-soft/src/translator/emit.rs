@@ -14,7 +14,7 @@ use super::flow::within_reach;
 use super::groups::{self, Early, Insn, Member, number};
 use super::key;
 use super::store::{Block, LEAST_CODE, MOST_CODE, NONE, Op, Store, Versions, push};
-use super::stubs::stack_site;
+use super::stubs::{self, stack_site};
 use crate::cpu::Cpu;
 use crate::host::Unit;
 use crate::sites::{Site, StackSite};
@@ -137,6 +137,7 @@ pub fn translate<'a>(
     mut versions: Versions,
     count: bool,
 ) -> Option<u32> {
+    store.mark();
     let len: usize = insns.iter().map(|n| n.i.len()).sum();
     let vec = insns.iter().any(|n| matches!(n.class, Class::Native { unit: Unit::Sse | Unit::Avx, .. }));
     let x87 = insns.iter().any(|n| matches!(n.class, Class::Native { unit: Unit::X87, .. }));
@@ -148,6 +149,7 @@ pub fn translate<'a>(
         a,
         block: store.blocks.len() as u32,
         hot: store.is_hot(s.gpa),
+        dense: store.is_dense(s.gpa),
         store,
         cpu,
         key: s.key,
@@ -198,7 +200,6 @@ pub fn translate<'a>(
         gpa: s.gpa,
         key: s.key as u8,
         code: 0,
-        code_len: 0,
         bytes: 0,
         len: 0,
         first_op,
@@ -261,6 +262,8 @@ pub(super) struct Emit<'a> {
     pub(super) block: u32,
     /// What runs here runs often: its accesses are worth sites.
     pub(super) hot: bool,
+    /// There is more code than fits.
+    pub(super) dense: bool,
     pub(super) key: u32,
     pub(super) flags: Flags,
     pub(super) cold: Vec<Cold>,
@@ -372,7 +375,7 @@ impl Emit<'_> {
             && self.need_not_save(p)
         {
             self.flags = Flags::Dead;
-            self.store.ops[op as usize].derives = true;
+            self.store.ops[op as usize].notes |= Op::DERIVES;
         }
         self.spill();
     }
@@ -388,7 +391,7 @@ impl Emit<'_> {
         let op = Op {
             block: self.block,
             offset: (i.ip() & 0xfff) as u16,
-            derives: self.flags == Flags::Dead,
+            notes: if self.flags == Flags::Dead { Op::DERIVES } else { 0 },
             before: self.executed as u8,
             insns: 1,
             undo: 0,
@@ -610,12 +613,23 @@ impl Emit<'_> {
             let here = self.here();
             self.store.set_resume(site, here, early);
             self.cold.push(Cold::Miss { from, site, write });
-        } else if stack && self.has_stack_site() {
-            self.check_stack(size, write, early);
         } else {
-            self.check_table(size, write, early);
+            let stack = stack && self.has_stack_site();
+            match stubs::checks(size).filter(|_| self.dense && !self.hot) {
+                Some(stub) => self.call_check(op, stub, write, stack, early),
+                None if stack => self.check_stack(size, write, early),
+                None => self.check_table(size, write, early),
+            }
         }
         self.clobber();
+    }
+
+    /// The same by the stubs of number `n`, which check as much or a little more: what lies at the very end of its page then is looked at by the interpreter.
+    fn call_check(&mut self, op: u32, n: usize, write: bool, stack: bool, early: Early) {
+        let (stubs, write) = (&self.store.stubs, usize::from(write));
+        let supervisor = usize::from(self.key & key::USER == 0);
+        self.a.call(if stack { stubs.check_stack[supervisor][write][n] } else { stubs.check[write][n] });
+        self.store.ops[op as usize].notes |= early.bits();
     }
 
     /// Supervisor code under which user pages come and go with AC shares tables with what must not reach them.

@@ -2,11 +2,12 @@
 
 use super::asm::reg::{R10, R11};
 use super::asm::{Patch, at, cc, ctx, rip};
-use super::ctx::{JUMP_FACTOR, JUMP_MASK, JUMP_SHIFT, off};
+use super::ctx::off;
 use super::emit::{Cold, Emit, Flags};
 use super::groups::{Member, number};
 use super::key;
 use super::store::{Link, NONE, Told, push};
+use super::stubs::{Unknown, jump_by_cache};
 use iced_x86::{Code, ConditionCode, Instruction, OpKind};
 
 impl Emit<'_> {
@@ -233,24 +234,13 @@ impl Emit<'_> {
     pub(super) fn go_to_r11(&mut self, op: u32) {
         debug_assert!(self.flags != Flags::Host, "R11 would be lost");
         self.tally(self.executed + 1);
-        let a = &mut self.a;
-        a.load(R10, ctx(off::STOP));
-        a.cmp_mem_imm8(at(R10, 0), 0);
-        let stop = a.jcc(cc::NE);
-        a.imul_imm(R10, R11, JUMP_FACTOR);
-        a.shr(R10, JUMP_SHIFT);
-        a.and_imm32(R10, JUMP_MASK);
-        a.cmp(R11, ctx(off::JUMPS).index(R10, 0));
-        let other = a.jcc(cc::NE);
-        a.and_imm(R11, -4096);
-        a.store(ctx(off::VPAGE), R11);
-        a.load32(R11, ctx(off::GEN));
-        a.cmp32(R11, ctx(off::JUMP_GEN).index(R10, 0));
-        let reload = a.jcc(cc::NE);
-        a.load32(R10, ctx(off::JUMP_CODE).index(R10, 0));
-        a.add(R10, ctx(off::BASE));
-        a.jmp_reg(R10);
-        self.cold.push(Cold::Indirect { from: [other, stop], reload, op });
+        if self.dense && !self.hot {
+            self.a.mov_imm32(R10, op);
+            self.a.jmp_to(self.store.stubs.jump);
+            return;
+        }
+        let Unknown { unknown, other_mode } = jump_by_cache(&mut self.a);
+        self.cold.push(Cold::Indirect { from: unknown, reload: other_mode, op });
     }
 
     /// What stands behind the straight path: the rest of [`Emit::cold`] stands apart.

@@ -9,7 +9,7 @@ use super::emit::{self, Source};
 use super::groups::Early;
 use super::key;
 use super::store::{NONE, Second, Store, Told, Versions};
-use super::stubs::Stubs;
+use super::stubs::{self, Stubs};
 use crate::sites::Site;
 use crate::sys::testing;
 use iced_x86::{
@@ -30,7 +30,7 @@ const CASE: &str = "== ";
 /// A case as its file has it.
 struct Case {
     name: String,
-    /// Words: `64` or `32`, `user` or `kernel`, `ac`, `cold`, `scattered`, `count`, `no-fpu`, `@OFFSET`.
+    /// Words: `64` or `32`, `user` or `kernel`, `ac`, `cold`, `dense`, `scattered`, `count`, `no-fpu`, `@OFFSET`.
     mode: String,
     bytes: String,
 }
@@ -57,6 +57,7 @@ impl Names {
             (s.link, "link"),
             (s.bridge, "bridge"),
             (s.indirect, "indirect"),
+            (s.jump, "jump"),
             (s.interp, "interp"),
             (s.stale, "stale"),
             (s.x87, "load_x87"),
@@ -71,6 +72,18 @@ impl Names {
             (s.stack[1][0], "kernel_stack_read"),
             (s.stack[1][1], "kernel_stack_write"),
         ];
+        for (n, what) in ["read", "write"].into_iter().enumerate() {
+            let checks = [
+                (s.check[n], "check"),
+                (s.check_stack[0][n], "check_stack"),
+                (s.check_stack[1][n], "check_kernel_stack"),
+            ];
+            for (all, name) in checks {
+                if let Some(size) = all.iter().position(|at| *at == a) {
+                    return Some(format!("{name}_{what}{}", stubs::checked(size)));
+                }
+            }
+        }
         if let Some((_, name)) = stubs.iter().find(|(at, _)| *at == a) {
             return Some((*name).to_owned());
         }
@@ -176,7 +189,8 @@ fn disassemble(
 ) {
     let mut text = String::new();
     let mut d = Decoder::with_ip(64, host, base, DecoderOptions::NONE);
-    while d.can_decode() {
+    // What is left at the end is there for the next block to begin where it should.
+    while host[d.position()..].iter().any(|b| *b != 0) {
         let i = d.decode();
         text.clear();
         named.format(&i, &mut text);
@@ -231,14 +245,14 @@ fn translated(c: &Case) -> String {
         .collect();
     let mut cpu = if wide { testing::long(Vendor::Intel) } else { testing::protected(Vendor::Intel) };
     let mut store = Store::new(256 << 10, true).unwrap();
-    let stubs_len = store.in_use().0;
     let gpa = PAGE + offset;
     let straddles = offset as usize + bytes.len() > 4096;
     let s = Source { gpa, bytes: &bytes, key: k, straddles };
     if word("scattered") {
         (gpa..gpa + bytes.len() as u64).for_each(|a| store.set_scattered(a));
     }
-    if !word("cold") {
+    store.dense = word("dense");
+    if !word("cold") && !word("dense") {
         store.set_all_hot(gpa);
     }
     let mut insns = Vec::new();
@@ -250,7 +264,8 @@ fn translated(c: &Case) -> String {
 
     let b = &store.blocks[n as usize];
     let code = store.code_of(n);
-    let (code_len, sites) = (usize::from(b.code_len), store.area.sites() as u64);
+    let sites = store.area.sites() as u64;
+    let code_len = (store.next_code() - code) as usize;
     let cold = store.area.half();
     let cold_code = store.area.exec() + cold as u64;
     let names = Names { stubs: store.stubs, code, len: code_len as u64, cold: cold_code, sites };
@@ -262,9 +277,7 @@ fn translated(c: &Case) -> String {
         plain.format(&n.i, &mut text);
         let _infallible = writeln!(out, "  {:03x}  {text}", n.i.ip());
     }
-    // All that is in use beside the stubs and the block's first part.
-    let rest =
-        store.area.code(cold, store.in_use().0 - usize::from(b.code_len).next_multiple_of(16) - stubs_len);
+    let rest = store.area.code(cold, (store.next_cold() - cold_code) as usize);
     let mut named = SpecializedFormatter::<Labels>::try_with_options(Some(Box::new(names))).unwrap();
     let hot = store.area.code(b.code as usize, code_len);
     for (kind, base, host) in [('L', code, hot), ('C', cold_code, rest)] {
@@ -282,7 +295,7 @@ fn translated(c: &Case) -> String {
                 let _infallible = write!(out, ", {what} {v}");
             }
         }
-        if o.derives {
+        if o.derives() {
             out.push_str(", derives");
         }
         out.push('\n');
@@ -341,4 +354,4 @@ macro_rules! files {
     };
 }
 
-files! { addressing flags groups jumps slow stack system units }
+files! { addressing dense flags groups jumps slow stack system units }

@@ -106,6 +106,12 @@ impl Places {
         }
     }
 
+    /// Blocks in it.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.used
+    }
+
     fn is_full(&self) -> bool {
         (self.used + 1) * 4 > self.entries.len() * 3
     }

@@ -1,5 +1,7 @@
 //! [`Store`]: the translated blocks of one processor, the links between them, and what is known of their instructions.
 
+mod keep;
+
 use super::area::{self, Area};
 use super::asm::{Asm, reg};
 use super::classify::Natives;
@@ -12,7 +14,9 @@ use crate::block::Decoded;
 use crate::cache::Map;
 use crate::sites::{Bridge, EARLY, Site, Sites};
 use iced_x86::Encoder;
+use keep::Keep;
 use std::io;
+use std::time::{Duration, Instant};
 
 /// What one block may take.
 pub const MOST_CODE: usize = 48 << 10;
@@ -24,6 +28,8 @@ const MOST_ENTRIES: usize = 1024;
 const MOST_PLACES: usize = 1 << 16;
 /// How often the accesses of a group may lie in two pages before each is checked by itself.
 const CROSSINGS: u8 = 8;
+/// If code fills its room in less than this, it is to be small.
+const SOON: Duration = Duration::from_secs(10);
 /// Rounds after which a loop is hot.
 const ROUNDS: u64 = 1000;
 /// The same where two engines are compared: what runs in loops is to be seen both ways.
@@ -56,8 +62,6 @@ pub struct Block {
     pub first_op: u32,
     /// The first of the links that lead to it, or [`NONE`].
     pub incoming: u32,
-    /// Bytes of it, but for what is seldom executed.
-    pub code_len: u16,
     /// Guest bytes.
     pub len: u16,
     /// What it was translated under.
@@ -73,6 +77,8 @@ pub struct Block {
     /// Its only instruction lies in two pages: [`Store::second`].
     pub straddles: bool,
 }
+
+const _: () = assert!(size_of::<Block>() == 32);
 
 /// The second page of a block.
 #[derive(Clone, Copy, Debug)]
@@ -101,8 +107,8 @@ pub struct Op {
     pub block: u32,
     /// Its place in the page.
     pub offset: u16,
-    /// The flags are derived before it is left to the interpreter: [`super::derive`].
-    pub derives: bool,
+    /// [`Op::DERIVES`], and in the lower two bits what may be looked up for its access, where a stub checks that.
+    pub notes: u8,
     /// Instructions of its block before it.
     pub before: u8,
     /// Instructions that the interpreter executes in its place, it and those behind it.
@@ -115,7 +121,24 @@ pub struct Op {
     pub gap: u16,
 }
 
+const _: () = assert!(size_of::<Op>() == 16);
+
 impl Op {
+    /// In [`Op::notes`]: the flags are derived before it is left to the interpreter: [`super::derive`].
+    pub const DERIVES: u8 = 1 << 2;
+
+    /// Whether the flags are.
+    #[must_use]
+    pub fn derives(&self) -> bool {
+        self.notes & Op::DERIVES != 0
+    }
+
+    /// What may be looked up for its access.
+    #[must_use]
+    pub fn early(&self) -> Early {
+        Early::of(self.notes & 3)
+    }
+
     /// Where the code goes on after it, or 0.
     #[must_use]
     pub fn next(&self) -> u32 {
@@ -239,6 +262,11 @@ pub struct Store {
     pub rounds: u64,
     /// Blocks that indirect jumps made hot since the last clearing.
     often: u32,
+    keep: Keep,
+    /// Blocks that do not run in loops are to be small: there was no room for code twice in a short time.
+    pub dense: bool,
+    /// When there was none the last time.
+    filled: Instant,
     /// Where each page with code was entered at, under each generation of code addresses.
     entered: Map<(u64, u64), u64>,
     /// Times that everything was dropped for want of room.
@@ -285,6 +313,9 @@ impl Store {
             hot: Map::default(),
             rounds: ROUNDS,
             often: 0,
+            keep: Keep::default(),
+            dense: false,
+            filled: Instant::now(),
             entered: Map::default(),
             clearings: 0,
             cuts: Vec::new(),
@@ -384,6 +415,7 @@ impl Store {
         self.decoded_ops = Map::default();
         self.entered = Map::default();
         self.often = 0;
+        self.keep = Keep::default();
         self.clearings += 1;
         area::give_back();
     }
@@ -404,6 +436,12 @@ impl Store {
     #[must_use]
     pub fn next_cold(&self) -> u64 {
         self.area.exec() + (self.area.half() + self.used[1]) as u64
+    }
+
+    /// Whether the block at `gpa` is to be small rather than fast, unless it is hot. Where two engines are compared, some are.
+    #[must_use]
+    pub fn is_dense(&self, gpa: u64) -> bool {
+        self.dense || self.rounds == FEW_ROUNDS && gpa >> 4 & 1 != 0
     }
 
     /// Whether the code at `gpa` is of a loop that has gone round often.
@@ -532,7 +570,6 @@ impl Store {
     ) -> Option<u32> {
         let n = self.blocks.len() as u32;
         b.code = self.used[0] as u32;
-        b.code_len = u16::try_from(code.len()).ok()?;
         (b.bytes, b.len) = (self.guest.len() as u32, bytes.len() as u16);
         b.straddles = versions.second.is_some();
         if self.guest.capacity() - self.guest.len() < bytes.len() {
@@ -549,7 +586,9 @@ impl Store {
                 m.add(self.area.exec() + at as u64, code.len(), b.gpa, b.key.into());
             }
             let end = used + code.len();
-            self.used[half] = if half == 0 { end.next_multiple_of(16) } else { end };
+            // Blocks begin where the processor fetches anew, unless they are to be small.
+            let align = if half == 0 && !self.dense { 16 } else { 1 };
+            self.used[half] = end.next_multiple_of(align);
         }
         self.note_page(b.gpa >> 12, versions.first, n);
         if let Some(s) = versions.second {
@@ -764,9 +803,9 @@ fn bytes_of<'a>(ops: &[Op], blocks: &[Block], guest: &'a [u8], op: u32) -> &'a [
     &guest_bytes(b, guest)[from..]
 }
 
-/// By how much a full table of `len` entries grows: an eighth, where [`Vec`] would double. This is what the limit is spent on.
+/// By how much a full table of `len` entries grows: a sixteenth, where [`Vec`] would double. This is what the limit is spent on.
 fn growth(len: usize) -> usize {
-    (len / 8).max(2048)
+    (len / 16).max(2048)
 }
 
 /// Makes room for one entry more in what is remembered of places.
@@ -788,16 +827,16 @@ pub fn push<T>(v: &mut Vec<T>, t: T) {
 mod tests {
     use super::*;
 
-    const LIMIT: usize = 8 << 20;
+    pub(super) const LIMIT: usize = 8 << 20;
 
     /// Adds a block with a link to the one before it.
-    fn add(s: &mut Store, gpa: u64, code: usize, bytes: usize) -> u32 {
+    pub(super) fn add(s: &mut Store, gpa: u64, code: usize, bytes: usize) -> u32 {
         let n = s.blocks.len() as u32;
-        let (at, first) = (s.in_use().0 as u32, s.ops.len() as u32);
+        let (at, first) = ((s.next_code() - s.area.exec()) as u32, s.ops.len() as u32);
         let op = Op {
             block: n,
             offset: (gpa & 0xfff) as u16,
-            derives: false,
+            notes: 0,
             before: 0,
             insns: 1,
             undo: 0,
@@ -811,7 +850,6 @@ mod tests {
             gpa,
             key: 0,
             code: 0,
-            code_len: 0,
             bytes: 0,
             len: 0,
             first_op: first,

@@ -2,7 +2,7 @@
 
 use super::asm::reg::{R8, R9, R10, R11, R12, R13, R14, R15, RAX, RBP, RBX, RCX, RDI, RDX, RSI, RSP};
 use super::asm::{Asm, Patch, at, cc, ctx};
-use super::ctx::{exit, off};
+use super::ctx::{JUMP_FACTOR, JUMP_MASK, JUMP_SHIFT, exit, off};
 use super::places;
 use crate::mmu::Entry;
 use crate::sites::{LOG_LEN, LOGGED, LOGS, Site, StackSite};
@@ -16,6 +16,8 @@ pub struct Stubs {
     pub link: u64,
     /// A jump to another page that is not good now, with its [`crate::sites::Bridge`] in R11.
     pub bridge: u64,
+    /// The same as at the end of a block that ends in an indirect jump, with the guest address in R11 and its op in R10.
+    pub jump: u64,
     /// An indirect jump that the jump cache does not know, with the guest address in R11 and its op in R10.
     pub indirect: u64,
     pub interp: u64,
@@ -34,10 +36,35 @@ pub struct Stubs {
     /// Called, by user and by supervisor code, for a read and for a write: the stack's site is not that of the address whose difference from its tag is
     /// in R10. Behind the call stands what the access is.
     pub stack: [[u64; 2]; 2],
+    /// Called, for a read and for a write, of [`checked`] bytes: turns the guest address in R10 into the host's. They take the place of the same
+    /// inline where code is to be small.
+    pub check: [[u64; CHECKS]; 2],
+    /// The same of an access near the stack pointer, by user and by supervisor code.
+    pub check_stack: [[[u64; CHECKS]; 2]; 2],
     /// Second try for a read, for a write, with what is left of the address in R10 and the site in R11.
     pub miss: [u64; 2],
     /// Bytes of all.
     pub len: usize,
+}
+
+/// Sizes of accesses that there are stubs for: 1, 2, 4, 8, 16, 24 and so on.
+pub const CHECKS: usize = 19;
+
+/// Bytes that stub `n` of each kind checks.
+#[must_use]
+pub fn checked(n: usize) -> u64 {
+    if n < 3 { 1 << n } else { (n as u64 - 2) * 8 }
+}
+
+/// The stub that checks `size` bytes, or a few more, if there is one.
+#[must_use]
+pub fn checks(size: u64) -> Option<usize> {
+    let n = match size {
+        1 | 2 => size as usize - 1,
+        3 | 4 => 2,
+        _ => size.div_ceil(8) as usize + 2,
+    };
+    (n < CHECKS).then_some(n)
 }
 
 /// Guest registers whose home is the host register of the same number.
@@ -84,6 +111,7 @@ pub fn make(a: &mut Asm, avx: bool) -> Stubs {
     places::bridge(a, bridge_out);
     s.indirect = a.here();
     places::indirect(a, indirect_out);
+    s.jump = jump(a, s.indirect);
     for write in [false, true] {
         s.look[usize::from(write)] = a.here();
         let tag = if write { offset_of!(Entry, write) } else { offset_of!(Entry, read) } as i32;
@@ -102,8 +130,108 @@ pub fn make(a: &mut Asm, avx: bool) -> Stubs {
         s.miss[usize::from(write)] = a.here();
         miss(a, write, mem);
     }
+    for write in [false, true] {
+        for n in 0..CHECKS {
+            let (w, size) = (usize::from(write), checked(n) as i32);
+            s.check[w][n] = check(a, write, size, None, look_out);
+            for supervisor in [false, true] {
+                let site = stack_site(supervisor, write);
+                s.check_stack[usize::from(supervisor)][w][n] = check(a, write, size, Some(site), look_out);
+            }
+        }
+    }
     s.len = a.pos();
     s
+}
+
+/// [`Stubs::jump`]; what the jump cache does not know goes to `unknown`.
+fn jump(a: &mut Asm, unknown: u64) -> u64 {
+    let start = a.here();
+    a.store(ctx(off::TMP), R10);
+    let from = jump_by_cache(a);
+    a.bind(from.other_mode);
+    a.load(R11, ctx(off::JUMPS).index(R10, 0));
+    for p in from.unknown {
+        a.bind(p);
+    }
+    a.load(R10, ctx(off::TMP));
+    a.jmp_to(unknown);
+    start
+}
+
+/// Where a jump by the jump cache goes if that does not know it.
+pub(super) struct Unknown {
+    /// The guest address is in R11.
+    pub(super) unknown: [Patch; 2],
+    /// It is to be loaded from the entry that R10 names.
+    pub(super) other_mode: Patch,
+}
+
+/// Goes on at the guest address in R11, if the jump cache knows it and the stop word is not raised. R10 and the flags are lost.
+pub(super) fn jump_by_cache(a: &mut Asm) -> Unknown {
+    a.load(R10, ctx(off::STOP));
+    a.cmp_mem_imm8(at(R10, 0), 0);
+    let stop = a.jcc(cc::NE);
+    a.imul_imm(R10, R11, JUMP_FACTOR);
+    a.shr(R10, JUMP_SHIFT);
+    a.and_imm32(R10, JUMP_MASK);
+    a.cmp(R11, ctx(off::JUMPS).index(R10, 0));
+    let other = a.jcc(cc::NE);
+    a.and_imm(R11, -4096);
+    a.store(ctx(off::VPAGE), R11);
+    a.load32(R11, ctx(off::GEN));
+    a.cmp32(R11, ctx(off::JUMP_GEN).index(R10, 0));
+    let other_mode = a.jcc(cc::NE);
+    a.load32(R10, ctx(off::JUMP_CODE).index(R10, 0));
+    a.add(R10, ctx(off::BASE));
+    a.jmp_reg(R10);
+    Unknown { unknown: [other, stop], other_mode }
+}
+
+/// [`Stubs::check`], or [`Stubs::check_stack`] with the stack's `site`, which is filled if it is not the page's: its address. If the soft TLB has no entry, leaves by `out` with the
+/// guest's address, and the one behind the call in R11.
+fn check(a: &mut Asm, write: bool, size: i32, site: Option<i32>, out: u64) -> u64 {
+    let tag = if write { offset_of!(Entry, write) } else { offset_of!(Entry, read) } as i32;
+    let (site_tag, site_host) = (offset_of!(StackSite, tag) as i32, offset_of!(StackSite, host) as i32);
+    // Below the address behind the call.
+    let field = |o: i32| ctx(8 + o);
+    let fits = 4096 - size;
+    while !a.pos().is_multiple_of(16) {
+        a.raw(&[0xcc]);
+    }
+    let start = a.here();
+    if let Some(site) = site {
+        a.sub(R10, field(site + site_tag));
+        a.cmp_imm(R10, fits);
+        let other = a.jcc(cc::A);
+        a.add(R10, field(site + site_host));
+        a.ret();
+        a.bind(other);
+        a.add(R10, field(site + site_tag));
+    }
+    a.mov(R11, R10);
+    a.shr(R11, 7);
+    a.and_imm32(R11, ((crate::mmu::ENTRIES - 1) * size_of::<Entry>()) as i32);
+    a.add(R11, field(off::TABLE));
+    a.sub(R10, at(R11, tag));
+    a.cmp_imm(R10, fits);
+    let none = a.jcc(cc::A);
+    a.add(R10, at(R11, offset_of!(Entry, host) as i32));
+    if let Some(site) = site {
+        a.store(field(off::TMP), RAX);
+        a.load(RAX, at(R11, tag));
+        a.store(field(site + site_tag), RAX);
+        a.load(RAX, at(R11, offset_of!(Entry, host) as i32));
+        a.store(field(site + site_host), RAX);
+        a.load(RAX, field(off::TMP));
+    }
+    a.ret();
+    a.bind(none);
+    a.add(R10, at(R11, tag));
+    a.store_imm32(field(off::LOOK), i32::from(write) | size << 8);
+    a.pop(R11);
+    a.jmp_to(out);
+    start
 }
 
 /// `extern "sysv64" fn(ctx, to)`

@@ -232,3 +232,27 @@ fn code_mapped_at_successive_pages_ends_behind_the_last() {
     let t = run(cpu, &[0x90; 4096], 3 * 4096 + 1, 1 << 20);
     assert_eq!((t.state().rip, t.state().mp_state), (end + 1, ringer_arch::MpState::Halted));
 }
+
+/// A program that goes round in more code than there is room for finds some of it when it comes back.
+#[test]
+fn some_code_outlives_a_want_of_room() {
+    const BLOCKS: usize = 8000;
+    const ROUNDS: u64 = 20;
+    let cpu = testing::long(Vendor::Intel);
+    // mov ecx, 20; jmp 1f; a few times ret; 1: call one of them, and so on; dec ecx; jnz 1b; hlt
+    let mut code = vec![0xb9, ROUNDS as u8, 0, 0, 0, 0xeb, 8];
+    code.extend([0xc3; 8]);
+    for n in 0..BLOCKS {
+        let to = 7 + (n % 8) as i32;
+        code.push(0xe8);
+        code.extend((to - (code.len() as i32 + 4)).to_le_bytes());
+    }
+    code.extend([0xff, 0xc9, 0x0f, 0x85]);
+    code.extend((15 - (code.len() as i32 + 4)).to_le_bytes());
+    code.push(0xf4);
+    let t = run(cpu, &code, ROUNDS * (2 * BLOCKS as u64 + 2) + 3, 1 << 20);
+    assert_eq!((t.state().gpr[1], t.state().rip), (0, CODE + code.len() as u64));
+    let (translated, all) = (t.stats().blocks_decoded, ROUNDS * BLOCKS as u64);
+    // Or the program fits, and this shows nothing.
+    assert!(translated > 2 * BLOCKS as u64 && translated < all * 4 / 5, "{translated} of {all}");
+}

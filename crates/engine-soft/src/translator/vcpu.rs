@@ -164,11 +164,16 @@ impl Translator {
     }
 
     fn clear(&mut self) {
+        self.forget(Store::clear);
+    }
+
+    /// Lets `drop` drop blocks, and with them what names any.
+    fn forget(&mut self, drop: impl FnOnce(&mut Store)) {
         // Its pointers are those of an instruction that is about to be forgotten.
         self.unload_x87();
         self.peak = self.peak.max(self.store.in_memory(false));
-        self.store.clear();
-        self.interp.cpu.mmu.sites.forget();
+        self.interp.cpu.mmu.sites.drop_all();
+        drop(&mut self.store);
         clear_jumps(self.ctx.get_mut());
         self.pending = None;
     }
@@ -240,6 +245,9 @@ impl Translator {
         let found = self.store.find(gpa, self.key, version).filter(|b| self.second_page_holds(*b, vpage));
         if found.is_none() && self.interp.cpu.mmu.keeps_changing(gpa) && self.is_young(gpa, version) {
             return Ok(None);
+        }
+        if let (Some(b), Some(l)) = (found, self.pending) {
+            self.store.note_found(l, b);
         }
         let Some(block) = found.or_else(|| self.translate(lin, gpa)) else { return Ok(None) };
         let user = self.key & key::USER != 0;
@@ -321,7 +329,7 @@ impl Translator {
 
     fn translate(&mut self, lin: u64, gpa: u64) -> Option<u32> {
         if !self.store.has_room() {
-            self.clear();
+            self.forget(Store::make_room);
         }
         // Most blocks are far shorter; a longer one ends there.
         let window = (PAGE_SIZE - gpa % PAGE_SIZE).min(WINDOW as u64) as usize;
@@ -466,7 +474,7 @@ impl Translator {
                 self.load_x87();
                 Ok(Next::Code(self.store.code_of(arg as u32)))
             }
-            exit::LOOK => self.look(arg, c.lin, c.look != 0),
+            exit::LOOK => self.look(arg, c.lin, c.look),
             exit::HOT => {
                 let link = self.store.links[arg as usize];
                 self.interp.cpu.rip = vpage.wrapping_add(link.target as u64) & self.ip_mask();
@@ -500,7 +508,17 @@ impl Translator {
     }
 
     /// The soft TLB has no entry for `lin`, for the access that is told of at host address `at`.
-    fn look(&mut self, at: u64, lin: u64, write: bool) -> Result<Next, Exit> {
+    fn look(&mut self, at: u64, lin: u64, look: u32) -> Result<Next, Exit> {
+        let (write, checked) = (look & 1 != 0, look >> 8);
+        if checked != 0 {
+            // By a stub, behind whose call it goes on.
+            let Some(op) = self.store.op_at(at) else { return Ok(Next::Dispatch) };
+            let early = self.store.ops[op as usize].early();
+            return match self.entry(Access { lin, size: u64::from(checked), write, early }) {
+                Entry::Is(host) => Ok(self.go_on(op, host, at)),
+                Entry::None(why) => self.without_entry(op, why),
+            };
+        }
         let told = self.store.told(at);
         let to = at.wrapping_sub(u64::from(told.back));
         let access = Access { lin, size: u64::from(told.size), write, early: told.early };
@@ -646,7 +664,7 @@ impl Translator {
                 self.unload_x87();
             }
         }
-        if o.derives {
+        if o.derives() {
             self.derive_flags(op);
         }
         let mut done = 0;
