@@ -200,7 +200,7 @@ pub struct Mmu {
     /// Never filled: in force while alignment checks are on, so that every access takes the slow path.
     empty: Table,
     /// Where the tables' entries lie.
-    _map: Mapping,
+    map: Mapping,
     slot_pcid: [u64; SLOTS],
     slot_used: [u64; SLOTS],
     slot_gen: [u64; SLOTS],
@@ -239,7 +239,6 @@ impl Mmu {
         let len = TABLES * TABLE_LEN;
         let map = Mapping::new(len)
             .unwrap_or_else(|_| handle_alloc_error(Layout::new::<[[Entry; ENTRIES]; TABLES]>()));
-        map.enlarge(0, len);
         let mut tables: Vec<Table> = (0..TABLES - 1).map(|n| Table::new(&map, n)).collect();
         let empty = Table::new(&map, TABLES - 1);
         let cur = tables[0].entries.as_mut_ptr();
@@ -250,7 +249,7 @@ impl Mmu {
             base,
             tables,
             empty,
-            _map: map,
+            map,
             slot_pcid: [u64::MAX; SLOTS],
             slot_used: [0; SLOTS],
             slot_gen: [0; SLOTS],
@@ -271,6 +270,11 @@ impl Mmu {
             forgotten: Large::NONE,
             sites: Sites::none(),
         }
+    }
+
+    /// Puts the tables in large pages, where the host has them.
+    pub fn enlarge(&self) {
+        self.map.enlarge(0, TABLES * TABLE_LEN);
     }
 
     /// Guest RAM.

@@ -215,18 +215,22 @@ unsafe impl Send for CtxBox {}
 const _: () = assert!(size_of::<Ctx>() <= LARGE && STACK + 4096 <= LARGE);
 
 impl CtxBox {
-    /// Bytes of memory that it takes.
-    pub const LEN: usize = STACK + LARGE;
+    /// Bytes of memory that it takes, if it is not in a large page.
+    pub const LEN: usize = STACK + size_of::<Ctx>().next_multiple_of(4096);
+    /// The same if it is.
+    pub const LEN_LARGE: usize = STACK + LARGE;
 
-    /// A context of zeros.
+    /// A context of zeros, in a large page if `large` says so and the host has one.
     ///
     /// # Errors
     /// The host's, when it gives no memory.
-    pub fn new() -> io::Result<CtxBox> {
+    pub fn new(large: bool) -> io::Result<CtxBox> {
         let map = Mapping::new(2 * LARGE + 4096)?;
         map.guard(LARGE - STACK - 4096)?;
         map.guard(2 * LARGE)?;
-        map.enlarge(LARGE, 2 * LARGE);
+        if large {
+            map.enlarge(LARGE, 2 * LARGE);
+        }
         // SAFETY: within the mapping.
         let ctx = unsafe { map.start().add(LARGE).cast() };
         Ok(CtxBox { _map: map, ctx })

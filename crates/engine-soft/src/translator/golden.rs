@@ -244,7 +244,7 @@ fn translated(c: &Case) -> String {
         .map(|b| u8::from_str_radix(b, 16).unwrap_or_else(|e| panic!("{}: {b}: {e}", c.name)))
         .collect();
     let mut cpu = if wide { testing::long(Vendor::Intel) } else { testing::protected(Vendor::Intel) };
-    let mut store = Store::new(256 << 10, true).unwrap();
+    let mut store = Store::new(256 << 10, true, false).unwrap();
     let gpa = PAGE + offset;
     let straddles = offset as usize + bytes.len() > 4096;
     let s = Source { gpa, bytes: &bytes, key: k, straddles };

@@ -43,9 +43,6 @@ const STRETCH: usize = 1024;
 /// Bytes that [`Store`] writes over a block's start when it is no more, and so the least that a block has.
 pub const LEAST_CODE: usize = 16;
 
-/// The limit from which on code lies in large pages, of which it takes at least two.
-const LARGE_FROM: usize = 16 << 20;
-
 /// No block, no link.
 pub const NONE: u32 = u32::MAX;
 
@@ -279,14 +276,15 @@ pub struct Store {
 }
 
 impl Store {
-    /// An empty store that takes no more than `limit` bytes, or what its smallest takes. `avx`: the host has it.
+    /// An empty store that takes no more than `limit` bytes, or what its smallest takes. `avx`: the host has it. `large`: code lies in large pages, of which it takes
+    /// at least two.
     ///
     /// # Errors
     /// The host's, when it gives no memory.
-    pub fn new(limit: usize, avx: bool) -> io::Result<Store> {
+    pub fn new(limit: usize, avx: bool, large: bool) -> io::Result<Store> {
         // In kernels and programs as they are, the tables take somewhat more than the code.
         let half = limit / 2;
-        let area = Area::new(half, half / 64, limit >= LARGE_FROM)?;
+        let area = Area::new(half, half / 64, large)?;
         area::map_tables();
         let mut s = Store {
             stubs: Stubs::default(),
@@ -872,7 +870,7 @@ mod tests {
     #[test]
     fn small_blocks_and_large_ones_stay_below_the_limit() {
         for (code, bytes) in [(LEAST_CODE, 1), (200, 20), (2000, 15), (40_000, 1000)] {
-            let mut s = Store::new(LIMIT, true).unwrap();
+            let mut s = Store::new(LIMIT, true, false).unwrap();
             for round in 0..3 {
                 let mut gpa = 0x1000;
                 while s.has_room() {
@@ -890,7 +888,7 @@ mod tests {
 
     #[test]
     fn links_move_from_block_to_block() {
-        let mut s = Store::new(LIMIT, true).unwrap();
+        let mut s = Store::new(LIMIT, true, false).unwrap();
         let b: Vec<u32> = (0..5).map(|i| add(&mut s, 0x1000 * (i + 1), 64, 4)).collect();
         let list = |s: &Store, block: u32| {
             let mut all = Vec::new();

@@ -47,6 +47,8 @@ pub struct Translator {
     left: [u64; EXITS.len() + 1],
     /// The most bytes that code and tables took before they were dropped.
     peak: usize,
+    /// Bytes that the context takes.
+    ctx_len: usize,
     failure: Option<String>,
 }
 
@@ -56,6 +58,9 @@ const NO_OPERAND: u64 = u64::MAX;
 /// A stop word that is always raised.
 static ALWAYS: AtomicU32 = AtomicU32::new(1);
 
+/// The limit for a processor from which on what it has lies in large pages: with less, that would be more of it than it is worth, and there are many
+/// processors, or little memory.
+const LARGE_FROM: usize = 16 << 20;
 /// Bytes of guest code that are looked at for a block.
 const WINDOW: usize = 256;
 /// How often code of a page that keeps changing runs before it is translated.
@@ -109,8 +114,13 @@ impl Translator {
         // What the interpreter decodes for itself is little: code that keeps changing, and what is not translated.
         let decoded = Cache::JUMPS_LEN + limit / 16;
         interp = interp.with_code_limit(decoded);
-        let store = Store::new(limit.saturating_sub(CtxBox::LEN + decoded), avx)?;
-        let mut ctx = CtxBox::new()?;
+        let large = limit >= LARGE_FROM;
+        let ctx_len = if large { CtxBox::LEN_LARGE } else { CtxBox::LEN };
+        let store = Store::new(limit.saturating_sub(ctx_len + decoded), avx, large)?;
+        let mut ctx = CtxBox::new(large)?;
+        if large {
+            interp.cpu.mmu.enlarge();
+        }
         let secret = host::random().unwrap_or(0x5bd1_e995_9e37_79b9);
         // Not canonical, whatever the number of levels: bits 62 and 63 differ.
         let nowhere = (secret & !0xfff | 1 << 62) & !(1 << 63);
@@ -143,6 +153,7 @@ impl Translator {
             exits: Exits::wanted(),
             left: [0; EXITS.len() + 1],
             peak: 0,
+            ctx_len,
             failure: None,
         })
     }
@@ -962,7 +973,7 @@ impl Vcpu for Translator {
                 s.instructions.wrapping_add(self.ctx.get().instret).wrapping_add(self.adjust as u64);
         }
         s.exits.copy_from_slice(&self.left[1..]);
-        let code = self.peak.max(self.store.in_memory(false)) + CtxBox::LEN;
+        let code = self.peak.max(self.store.in_memory(false)) + self.ctx_len;
         s.code_memory += code as u64;
         s
     }

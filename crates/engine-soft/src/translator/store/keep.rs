@@ -165,7 +165,7 @@ mod tests {
 
     #[test]
     fn what_was_translated_last_goes_first_as_long_as_the_rest_is_of_use() {
-        let mut s = Store::new(LIMIT, true).unwrap();
+        let mut s = Store::new(LIMIT, true, false).unwrap();
         fill(&mut s);
         s.make_room();
         assert!(s.blocks.is_empty() && s.clearings == 1 && s.dense, "the first time all goes");
@@ -197,7 +197,7 @@ mod tests {
 
     #[test]
     fn blocks_in_two_pages_go_too() {
-        let mut s = Store::new(LIMIT, true).unwrap();
+        let mut s = Store::new(LIMIT, true, false).unwrap();
         fill(&mut s);
         s.make_room();
         fill(&mut s);
