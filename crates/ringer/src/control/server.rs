@@ -11,6 +11,7 @@ use rustix::process::geteuid;
 use signal_hook::consts::SIGKILL;
 use std::io::{self, BufReader};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -36,8 +37,8 @@ pub struct Controlled {
 /// The host's.
 pub fn listen(claim: &Claim, controlled: Controlled) -> anyhow::Result<()> {
     let path = claim.socket_path();
-    let listener = UnixListener::bind(&path)
-        .with_context(|| format!("the control socket {} cannot be made", path.display()))?;
+    let listener =
+        bind(&path).with_context(|| format!("the control socket {} cannot be made", path.display()))?;
     let name = claim.name().to_string();
     let server = Arc::new(Server { controlled, name, connections: AtomicU32::new(0) });
     std::thread::Builder::new()
@@ -45,6 +46,20 @@ pub fn listen(claim: &Claim, controlled: Controlled) -> anyhow::Result<()> {
         .spawn(move || server.accept(&listener))
         .context("cannot start a thread for the control socket")?;
     Ok(())
+}
+
+/// Binds a socket whose name nobody else uses. It gets its name when it is ready: who finds it finds somebody who listens.
+fn bind(path: &Path) -> io::Result<UnixListener> {
+    // Not longer: there is a limit to that.
+    let early = path.with_extension("new");
+    match std::fs::remove_file(&early) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        // Of one that died while it started.
+        _ => {}
+    }
+    let listener = UnixListener::bind(&early)?;
+    std::fs::rename(&early, path)?;
+    Ok(listener)
 }
 
 struct Server {
@@ -149,5 +164,23 @@ impl Server {
             run_ms: s.machine_ns / 1_000_000,
             instructions: s.instructions,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_that_is_there_is_listened_at() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.b.sock");
+        // One that died before its socket had its name, and one after.
+        drop(UnixListener::bind(folder.path().join("a.b.new")).unwrap());
+        drop(UnixListener::bind(&path).unwrap());
+        let listener = bind(&path).unwrap();
+        let _peer = UnixStream::connect(&path).unwrap();
+        listener.accept().unwrap();
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 }
