@@ -120,6 +120,19 @@ impl Area {
         }
     }
 
+    /// Returns the memory behind the first `used` bytes of a half to the host: what comes next may want less code and larger tables.
+    pub fn give_back(&mut self, half: usize, used: usize) {
+        let from = self.taken(used).next_multiple_of(4096);
+        if from < self.half {
+            // SAFETY: a part of our own mapping, on page boundaries; nothing there is executed any more, and it reads as zeros from now on.
+            unsafe {
+                let start = self.write.add(half * self.half + from);
+                libc::madvise(start.cast(), self.half - from, libc::MADV_REMOVE);
+            }
+            self.large[half] = self.large[half].min(from);
+        }
+    }
+
     /// Bytes of memory that the first `used` bytes of a half take.
     #[must_use]
     pub fn taken(&self, used: usize) -> usize {
@@ -338,6 +351,14 @@ mod tests {
             assert_eq!(a.taken(LARGE + 1), if a.refused { LARGE + 1 } else { 2 * LARGE });
             assert!(a.put(100, &[6]));
             assert_eq!(a.bytes(100), [6, 2, 3]);
+            // What is used stays, and the other half; the rest can be used again.
+            assert!(a.put(LARGE, &[7]) && a.put(2 * LARGE - 4096, &[8]));
+            a.give_back(0, LARGE);
+            assert_eq!((a.bytes(100), a.bytes(end - 1)), ([6, 2, 3], [4]));
+            assert_eq!((a.bytes(LARGE), a.bytes(2 * LARGE - 4096)), ([0], [0]));
+            a.enlarge(0, LARGE + 1);
+            assert!(a.put(LARGE, &[9]));
+            assert_eq!(a.bytes(LARGE), [9]);
         }
     }
 }

@@ -415,6 +415,14 @@ impl Store {
         self.often = 0;
         self.keep = Keep::default();
         self.clearings += 1;
+        self.give_back();
+    }
+
+    /// Returns to the host what was used before blocks were dropped.
+    fn give_back(&mut self) {
+        for (half, used) in self.used.into_iter().enumerate() {
+            self.area.give_back(half, used);
+        }
         area::give_back();
     }
 
